@@ -1,0 +1,1 @@
+//! Per-sample loss ledger and stable ranking.
