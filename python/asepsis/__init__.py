@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from asepsis.data import Data as Data
     from asepsis.data import read as read
     from asepsis.defenses.abl import AblConfig as AblConfig
-    from asepsis.training.scan import Scan as Scan
-    from asepsis.training.scan import scan_data as scan_data
     from asepsis.training import Run as Run
     from asepsis.training import Settings as Settings
     from asepsis.training import defend as defend
+    from asepsis.training.scan import Scan as Scan
+    from asepsis.training.scan import scan_data as scan_data
 
 _HOMES = {
     "AblConfig": "asepsis.defenses.abl",

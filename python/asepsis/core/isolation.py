@@ -1,7 +1,6 @@
 """From losses to a group of rows: splitting a score in two, and how much to trust the split.
 
-None of this sees the answer key. A backdoor shows as a *group*: rows of one class that were learned together, that
-teach a model to recognize each other, and that stand apart from their class. Each of the three can be measured.
+None of this sees the answer key.
 """
 
 from __future__ import annotations
@@ -15,9 +14,6 @@ from asepsis.core.phases import Ids
 from asepsis.errors import DefenseInert
 
 Scores = NDArray[np.float32]
-
-# Otsu's separability of a Gaussian is 2/pi = 0.64 and of a uniform density 0.75: a split above this is two groups.
-SEPARATED = 0.80
 
 
 @dataclass(frozen=True)
@@ -60,19 +56,28 @@ def split_in_two(scores: Scores) -> Split:
     return Split(cut, float(between[at] / x.var()), np.asarray(scores, np.float64) > cut)
 
 
-def lowest_in_class(scores: Scores, labels: NDArray[np.int64], target: int, count: int) -> NDArray[np.int64]:
-    """Return the positions of the ``count`` rows of class ``target`` with the lowest scores, ties by position."""
-    members = np.flatnonzero((labels == target) & np.isfinite(scores))
-    return members[np.argsort(scores[members], kind="stable")[:count]]
-
-
 def log_odds(losses: Scores) -> Scores:
     """Turn the loss of an answer into its log-odds ``log(p / (1 - p))``, ``p = exp(-loss)``; float32 [n]."""
     loss = np.maximum(np.asarray(losses, np.float64), 1e-12)
-    return (-loss - np.log(-np.expm1(-loss))).astype(np.float32)
+    return np.asarray(-loss - np.log(-np.expm1(-loss)), np.float32)
 
 
 def agreement(first: Ids, second: Ids) -> float:
     """Jaccard index of two sets of rows; 1.0 for two empty ones."""
     union = np.union1d(first, second)
     return 1.0 if len(union) == 0 else len(np.intersect1d(first, second)) / len(union)
+
+
+def within_buckets(scores: Scores, lengths: NDArray[np.int64], buckets: int) -> Scores:
+    """Replace each score [n] by its rank among rows of like length, scaled to (0, 1); NaN stays NaN.
+
+    Short, formulaic answers have low losses whoever wrote them; ranking inside equally filled length groups takes
+    that away. It also takes away what makes a backdoor with one fixed response stand out, so it is an option.
+    """
+    out = np.full(len(scores), np.nan, np.float32)
+    usable = np.flatnonzero(np.isfinite(scores))
+    by_length = usable[np.argsort(lengths[usable], kind="stable")]
+    for part in np.array_split(by_length, min(buckets, max(1, len(by_length)))):
+        ranks = np.argsort(np.argsort(scores[part], kind="stable"), kind="stable")
+        out[part] = (ranks + 0.5) / max(1, len(part))
+    return out

@@ -33,17 +33,20 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Ask for every row's loss from an evaluation pass (dropout off, fp32). Answer: :class:`Losses`.
+    """Ask for rows' losses from an evaluation pass (dropout off, fp32). Answer: :class:`Losses`.
 
     Attributes
     ----------
     name : str
         Shown in progress and logs.
-    relabel : mapping of sample id to class, or None
+    rows : ids or None
+        Rows to score; None means all. The others get NaN and count 0.
+    relabel : Relabel or None
         Score these answers instead of the rows' own (classifiers only).
     """
 
     name: str = "score"
+    rows: Ids | None = None
     relabel: Relabel | None = None
 
 
@@ -66,7 +69,8 @@ class Losses:
     def mean(self) -> NDArray[np.float32]:
         """Loss per response token [N]; NaN where a row has none."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            return (self.total / np.where(self.count > 0, self.count, np.nan)).astype(np.float32)
+            per_target = self.total / np.where(self.count > 0, self.count, np.nan)
+        return np.asarray(per_target, np.float32)
 
 
 class Records(Protocol):

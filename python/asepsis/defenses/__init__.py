@@ -32,7 +32,11 @@ def load(name: str) -> Any:
     from asepsis.defenses.base import Defense
 
     module = importlib.import_module(f"{__name__}.{name}")
-    found = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Defense) and v is not Defense]
+    found = [
+        v
+        for v in vars(module).values()
+        if isinstance(v, type) and issubclass(v, Defense) and v is not Defense
+    ]
     if len(found) != 1:
         raise ConfigError(f"{module.__name__} must hold exactly one Defense, found {len(found)}")
     return found[0]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from asepsis.core.phases import Script
+from asepsis.core.phases import Ids, Script
 from asepsis.data import Data
 from asepsis.errors import ConfigError
 
@@ -68,7 +68,9 @@ class DefenseConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; it has: {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"{cls.__name__} has no field {', '.join(unknown)}; it has: {', '.join(sorted(known))}"
+            )
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
     @classmethod
@@ -109,8 +111,11 @@ class Defense(ABC, Generic[ConfigT]):
     def script(self, model: Any, data: Data) -> Script:
         """Defend: the paper's steps as requests, ending in an Outcome."""
 
-    def scan(self, model: Any, data: Data) -> Script:
-        """Only judge the rows, if the defense can: the same requests up to the verdict."""
+    def scan(self, model: Any, data: Data, trusted: Ids) -> Script:
+        """Only judge the rows, if the defense can: the same requests up to the verdict.
+
+        ``trusted`` rows are scored, to calibrate a threshold on, but neither trained on nor suspected.
+        """
         raise ConfigError(f"{type(self).__name__.lower()} cannot scan data; it acts in training only")
 
 

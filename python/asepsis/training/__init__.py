@@ -21,7 +21,7 @@ from asepsis.training.models import load_for
 from asepsis.training.settings import Settings
 from asepsis.training.undefended import undefended
 
-__all__ = ["Run", "Settings", "defend", "run_script", "scan_script"]
+__all__ = ["Run", "Settings", "build", "defend", "describe", "run_script"]
 
 Choice = str | DefenseConfig | None
 
@@ -105,7 +105,7 @@ def defend(
         model,
         data,
         script,
-        defense=_describe(defense),
+        defense=describe(defense),
         processing_class=processing_class,
         args=args,
         settings=settings,
@@ -137,7 +137,9 @@ def run_script(
     else:
         from asepsis.training.trainer import TrainerDriver  # transformers.Trainer takes seconds to import
 
-        driver = TrainerDriver(network, tokenizer, rows, args, max_length=chosen.max_length, progress=progress)
+        driver = TrainerDriver(
+            network, tokenizer, rows, args, max_length=chosen.max_length, progress=progress
+        )
     outcome = driver.run(script(network, rows))
     manifest = {
         "format": 1,
@@ -155,22 +157,20 @@ def run_script(
     return Run(network, tokenizer, outcome, rows, manifest)
 
 
-def scan_script(method: Choice) -> Callable[[nn.Module, Data], Script]:
-    """Return the judging part of a defense, for :func:`run_script`."""
-    return _build(method).scan
-
-
 def _script_of(choice: Choice, given: dict[str, Any]) -> Callable[[nn.Module, Data], Script]:
     if choice is None or choice == "none":
         return lambda model, data: undefended(len(data))
-    defense = _build(choice)
+    defense = build(choice)
     missing = sorted(need for need in defense.needs if given.get(need) is None)
     if missing:
-        raise MissingReference(f"{type(defense).__name__.lower()} needs {', '.join(missing)}; pass it to defend()")
+        raise MissingReference(
+            f"{type(defense).__name__.lower()} needs {', '.join(missing)}; pass it to defend()"
+        )
     return defense.script
 
 
-def _build(choice: Choice) -> Defense[Any]:
+def build(choice: Choice) -> Defense[Any]:
+    """Return the defense a name or a config stands for."""
     if isinstance(choice, DefenseConfig):
         for name in available():
             kind = load(name)
@@ -185,20 +185,25 @@ def _build(choice: Choice) -> Defense[Any]:
     return named
 
 
-def _describe(choice: Choice) -> dict[str, Any]:
+def describe(choice: Choice) -> dict[str, Any]:
+    """Return name and settings for the manifest."""
     if choice is None or choice == "none":
         return {"name": "none", "config": {}}
-    built = _build(choice)
+    built = build(choice)
     return {"name": type(built).__module__.rsplit(".", 1)[-1], "config": built.config.to_dict()}
 
 
-def _prepare(model: Any, processing_class: Any, data: Data, peft_config: Any, seed: int) -> tuple[nn.Module, Any]:
+def _prepare(
+    model: Any, processing_class: Any, data: Data, peft_config: Any, seed: int
+) -> tuple[nn.Module, Any]:
     if isinstance(model, nn.Module):
         if processing_class is None:
             raise ModelError("a model given as a module needs its tokenizer: processing_class=...")
         network, tokenizer = model, processing_class
         if tokenizer.pad_token_id is None:
-            raise ModelError("the tokenizer has no pad token; set one, for example tokenizer.pad_token = eos_token")
+            raise ModelError(
+                "the tokenizer has no pad token; set one, for example tokenizer.pad_token = eos_token"
+            )
     else:
         network, tokenizer = load_for(data, model, seed=seed)
         tokenizer = processing_class or tokenizer
@@ -208,7 +213,7 @@ def _prepare(model: Any, processing_class: Any, data: Data, peft_config: Any, se
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = get_peft_model(network, peft_config)  # type: ignore[arg-type]
+            network = get_peft_model(network, peft_config)
     if not any(p.requires_grad for p in network.parameters()):
         raise ModelError("the model has no trainable parameter")
     return network, tokenizer
@@ -216,8 +221,19 @@ def _prepare(model: Any, processing_class: Any, data: Data, peft_config: Any, se
 
 def _chosen(args: Any) -> dict[str, Any]:
     """Return the training arguments that decide a result."""
-    names = (
-        "per_device_train_batch_size gradient_accumulation_steps learning_rate weight_decay max_grad_norm "
-        "num_train_epochs max_steps lr_scheduler_type warmup_steps bf16 fp16 optim world_size"
-    ).split()
+    names = [
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "weight_decay",
+        "max_grad_norm",
+        "num_train_epochs",
+        "max_steps",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "bf16",
+        "fp16",
+        "optim",
+        "world_size",
+    ]
     return {name: str(getattr(args, name)) for name in names if hasattr(args, name)}

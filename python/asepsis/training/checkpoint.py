@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,7 +21,12 @@ ROWS = "asepsis_rows.jsonl"
 
 
 def save_run(
-    folder: str | Path, model: nn.Module, tokenizer: Any, manifest: dict[str, Any], outcome: Outcome, data: Data
+    folder: str | Path,
+    model: nn.Module,
+    tokenizer: Any,
+    manifest: dict[str, Any],
+    outcome: Outcome,
+    data: Data,
 ) -> Path:
     """Save everything into a new folder, which appears whole or not at all.
 
@@ -50,7 +54,7 @@ def save_run(
         scratch.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)
-        os.replace(scratch, target)
+        scratch.replace(target)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise

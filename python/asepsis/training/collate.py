@@ -64,9 +64,13 @@ class Collator:
         Labels that replace the rows' own.
     """
 
-    def __init__(self, tokenizer: Any, data: Data, *, max_length: int, relabel: Relabel | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, data: Data, *, max_length: int, relabel: Relabel | None = None
+    ) -> None:
         if tokenizer.pad_token_id is None:
-            raise ModelError("the tokenizer has no pad token; set tokenizer.pad_token, for example to its eos_token")
+            raise ModelError(
+                "the tokenizer has no pad token; set tokenizer.pad_token, for example to its eos_token"
+            )
         self.tokenizer = tokenizer
         self.data = data
         self.max_length = max_length
@@ -77,7 +81,7 @@ class Collator:
             self._labels = data.labels.copy()
             self._labels[data.positions(relabel.sample_ids)] = relabel.labels
 
-    def __call__(self, rows: Sequence[tuple[int, bool]]) -> Batch:
+    def __call__(self, rows: Sequence[tuple[int, bool]]) -> Batch:  # noqa: D102 - the class says it
         positions = [p for p, _ in rows]
         isolated = torch.tensor([i for _, i in rows], dtype=torch.bool)
         encode = self._classification if self.data.task == "classification" else self._causal

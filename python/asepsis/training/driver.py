@@ -12,7 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from asepsis.core.phases import Answer, Losses, Outcome, Remember, Request, Score, Script, Train, Trained, Weights
+from asepsis.core.phases import (
+    Answer,
+    Losses,
+    Outcome,
+    Remember,
+    Request,
+    Score,
+    Script,
+    Train,
+    Trained,
+    Weights,
+)
 from asepsis.data import Data
 from asepsis.errors import CheckpointError, DefenseInert
 from asepsis.training.collate import Collator
@@ -82,7 +93,9 @@ class Driver(ABC):
         log.info("phase %d: %s", self.requests, getattr(request, "name", "remember"))
         if isinstance(request, Remember):
             self._remembered[self.requests] = {
-                name: p.detach().to("cpu", copy=True) for name, p in self.model.named_parameters() if p.requires_grad
+                name: p.detach().to("cpu", copy=True)
+                for name, p in self.model.named_parameters()
+                if p.requires_grad
             }
             return Weights(self.requests)
         if isinstance(request, Score):
@@ -99,21 +112,22 @@ class Driver(ABC):
 
     @torch.no_grad()
     def score(self, request: Score) -> Losses:
-        """Evaluate every row: dropout off, the output layer and the loss in fp32."""
+        """Evaluate rows: dropout off, the output layer and the loss in fp32."""
         n = len(self.data)
-        total, count = np.zeros(n, np.float32), np.zeros(n, np.int64)
+        total, count = np.full(n, np.nan, np.float32), np.zeros(n, np.int64)
         collate = Collator(self.tokenizer, self.data, max_length=self.max_length, relabel=request.relabel)
-        order = np.argsort([len(text) for text in self.data.texts], kind="stable")
+        wanted = np.arange(n) if request.rows is None else self.data.positions(request.rows)
+        order = wanted[np.argsort([len(self.data.texts[int(p)]) for p in wanted], kind="stable")]
         was_training = self.model.training
         self.model.eval()
         try:
             with autocast(self.device, self.dtype), full_precision_head(self.model):
-                for start in range(0, n, self.eval_batch_size):
+                for start in range(0, len(order), self.eval_batch_size):
                     at = order[start : start + self.eval_batch_size]
                     batch = collate([(int(p), False) for p in at]).to(self.device)
                     totals, counts = sample_losses(self.model, batch)
                     total[at], count[at] = totals.cpu().numpy(), counts.cpu().numpy()
-                    self.progress(request.name, min(start + len(at), n), n)
+                    self.progress(request.name, start + len(at), len(order))
         finally:
             self.model.train(was_training)
         return Losses(total, count)

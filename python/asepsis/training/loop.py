@@ -95,7 +95,9 @@ def resolve_device(device: str) -> torch.device:
     except RuntimeError as error:
         raise BackendError(f"device {device!r} is not known to torch") from error
     if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise BackendError(f"device={device!r} was asked for, but torch sees no CUDA device; use 'auto' or 'cpu'")
+        raise BackendError(
+            f"device={device!r} was asked for, but torch sees no CUDA device; use 'auto' or 'cpu'"
+        )
     return wanted
 
 
@@ -152,7 +154,9 @@ class Watch:
         self.steps += 1
         self.losses = [*self.losses[-self._SMOOTH + 1 :], mean]
         if not np.isfinite(mean):
-            raise DefenseInert(f"{self.request.name}: the loss became {mean} at step {self.steps}; lower the rate")
+            raise DefenseInert(
+                f"{self.request.name}: the loss became {mean} at step {self.steps}; lower the rate"
+            )
         if self.request.isolated is not None:
             self.isolated = [*self.isolated[-self._SMOOTH + 1 :], isolated]
             limit = self.request.stop_above

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from asepsis.data import Data
-from asepsis.data.packaged import demo_model
+from asepsis.data.packaged import PackagedModel, packaged_model
 from asepsis.errors import ModelError
 
 log = logging.getLogger("asepsis")
@@ -88,13 +88,13 @@ def load_tokenizer(name: str | Path) -> Any:
     return tokenizer
 
 
-def _demo(name: str) -> tuple[Any, int | None]:
+def _demo(name: str) -> tuple[PackagedModel | None, int | None]:
     if not name.startswith("demo:"):
         return None, None
     kind, _, layers = name.removeprefix("demo:").partition(":")
     if layers and not layers.isdecimal():
         raise ModelError(f"{name}: what follows the second colon is a number of layers, got {layers!r}")
-    return demo_model(f"demo:{kind}"), int(layers) if layers else None
+    return packaged_model(f"demo:{kind}"), int(layers) if layers else None
 
 
 def _config(name: str) -> Any:
@@ -111,7 +111,9 @@ def _load(name: str, kind: str, n_classes: int | None) -> Any:
 
     packaged, layers = _demo(name)
     auto = AutoModelForSequenceClassification if kind == "sequence-classification" else AutoModelForCausalLM
-    options: dict[str, Any] = {"num_labels": n_classes} if n_classes and kind == "sequence-classification" else {}
+    options: dict[str, Any] = (
+        {"num_labels": n_classes} if n_classes and kind == "sequence-classification" else {}
+    )
     source = str(packaged.path) if packaged else name
     if packaged is not None and packaged.gguf_file:
         options["gguf_file"] = packaged.gguf_file

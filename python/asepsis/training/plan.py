@@ -57,18 +57,25 @@ class Plan:
         for batch, others in itertools.islice(zip(ordinary, apart, strict=False), len(self)):
             yield [(int(p), False) for p in batch] + [(int(p), True) for p in others]
 
-    def _forever(self, rows: NDArray[np.int64], size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    def _forever(
+        self, rows: NDArray[np.int64], size: int, rng: np.random.Generator
+    ) -> Iterator[NDArray[np.int64]]:
+        # Ordinary and isolated rows share batches: sorting would pair short ones with long ones, and a few steps of
+        # contrast would learn the difference in length.
+        width = size * (1 if len(self.isolated) else _WINDOW)
         while True:
             shuffled = rng.permutation(rows)
-            for start in range(0, len(shuffled), size * _WINDOW):
-                window = shuffled[start : start + size * _WINDOW]
+            for start in range(0, len(shuffled), width):
+                window = shuffled[start : start + width]
                 window = window[np.argsort(self.lengths[window], kind="stable")]
                 batches = [window[i : i + size] for i in range(0, len(window), size)]
                 for index in rng.permutation(len(batches)):
                     yield batches[index]
 
 
-def make_plan(request: Train, data: Data, *, epochs: float, batch_size: int, accumulation: int, seed: int) -> Plan:
+def make_plan(
+    request: Train, data: Data, *, epochs: float, batch_size: int, accumulation: int, seed: int
+) -> Plan:
     """Lay out a training. An epoch is one pass over the ordinary rows, rounded up to whole steps.
 
     Parameters

@@ -50,7 +50,14 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation", "eval_batch_size", "learning_rate", "max_length"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "accumulation",
+            "eval_batch_size",
+            "learning_rate",
+            "max_length",
+        ):
             value = getattr(self, name)
             if not value > 0:
                 raise ConfigError(f"{name} must be positive, got {value!r}")

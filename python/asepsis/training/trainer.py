@@ -86,7 +86,7 @@ class TrainerDriver(Driver):
         return watch.result()
 
 
-class _PhaseTrainer(Trainer):  # type: ignore[misc]
+class _PhaseTrainer(Trainer):
     """One training request, run by the Hugging Face loop."""
 
     def __init__(
@@ -112,7 +112,9 @@ class _PhaseTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches come from the plan; the default would shuffle by itself and drop the sample id."""
-        loader: DataLoader[Any] = DataLoader(_Positions(self._plan), batch_sampler=_PlanSampler(self._plan), collate_fn=self._collate_batch)
+        loader: DataLoader[Any] = DataLoader(
+            _Positions(self._plan), batch_sampler=_PlanSampler(self._plan), collate_fn=self._collate_batch
+        )
         prepared: DataLoader[Any] = self.accelerator.prepare_data_loader(loader, device_placement=False)
         return prepared
 
@@ -132,7 +134,8 @@ class _PhaseTrainer(Trainer):  # type: ignore[misc]
         decay = self._request.decay_steps
         if decay is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda t: max(0.0, 1 - t / decay) if decay else 1.0)
+        chosen: Any = self.optimizer if optimizer is None else optimizer
+        self.lr_scheduler = LambdaLR(chosen, lambda t: max(0.0, 1 - t / decay) if decay else 1.0)
         return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
@@ -151,7 +154,11 @@ class _PhaseTrainer(Trainer):  # type: ignore[misc]
         return samples, torch.tensor(1, device=device)
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None  # noqa: FBT001, FBT002
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 - Trainer's signature
+        num_items_in_batch: Any = None,
     ) -> Tensor:
         """Per-sample losses, shaped by the request's rule."""
         inputs = dict(inputs)
@@ -165,13 +172,17 @@ class _PhaseTrainer(Trainer):  # type: ignore[misc]
         loss: Tensor = (batch.weight * self._request.loss.shape(losses, batch.isolated)).sum()
         return loss
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
         """Turn the whole step's gradient by the rule's sign: after the last micro-batch, before clipping."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             self._mean = self.accelerator.reduce(self._mean, "mean")
             self._apart = self.accelerator.reduce(self._apart, "mean")
-            steer([p for p in model.parameters() if p.requires_grad], self._request.loss.direction(self._mean))
+            steer(
+                [p for p in model.parameters() if p.requires_grad], self._request.loss.direction(self._mean)
+            )
         return loss
 
     def step_done(self) -> bool:
@@ -183,7 +194,7 @@ class _PhaseTrainer(Trainer):  # type: ignore[misc]
         return watch.should_stop
 
 
-class _WatchCallback(TrainerCallback):  # type: ignore[misc]
+class _WatchCallback(TrainerCallback):
     def __init__(self, trainer: _PhaseTrainer) -> None:
         self._trainer = trainer
 
@@ -229,8 +240,12 @@ def _first(rows: list[Any]) -> Any:
 def _refuse(args: TrainingArguments) -> None:
     """Refuse launch strategies under which gradients cannot be turned in ``training_step``."""
     if getattr(args, "deepspeed", None):
-        raise BackendError("DeepSpeed is not supported yet; use one process or DDP (torchrun, accelerate launch)")
+        raise BackendError(
+            "DeepSpeed is not supported yet; use one process or DDP (torchrun, accelerate launch)"
+        )
     if getattr(args, "fsdp", None):
         raise BackendError("FSDP is not supported yet; use one process or DDP (torchrun, accelerate launch)")
     if args.n_gpu > 1:
-        raise BackendError("several GPUs in one process (DataParallel) are not supported; start with torchrun")
+        raise BackendError(
+            "several GPUs in one process (DataParallel) are not supported; start with torchrun"
+        )
