@@ -96,6 +96,7 @@ def split_ranking(ranking: Ranking, data: Data, eligible: Mask) -> Group:
 
 def find_group(
     start: Weights,
+    before: Scores,
     rankings: list[Ranking],
     data: Data,
     eligible: Mask,
@@ -109,6 +110,7 @@ def find_group(
     """Test the suspects of each class and snapshot until a group stands apart, then look for more of the same class.
 
     Several triggers make several groups, so once one is found the search goes on among the rows left over.
+    ``before`` are the log-odds [N] of being one of the suspects (class 1) under the weights of ``start``.
 
     Returns
     -------
@@ -119,27 +121,36 @@ def find_group(
     tried: list[Group] = []
 
     def test(ranking: Ranking, label: int, among: Mask) -> Generator[Request, Any, Group]:
-        return contrast(start, ranking, label, data, among, count, steps, learning_rate_scale)
+        return contrast(start, before, ranking, label, data, among, count, steps, learning_rate_scale)
 
-    for ranking in rankings:
-        for label in suspicious_classes(ranking, data, eligible, count)[:most_classes]:
-            tried.append((yield from test(ranking, label, eligible)))
-        best = max(tried, key=lambda group: group.strength)
-        if best.verdict == "found" and best.label is not None:
-            found, left = best, eligible.copy()
-            for _ in range(1, most_groups):
-                left[data.positions(found.members)] = False
-                more = yield from test(ranking, best.label, left)
-                tried.append(more)
-                if more.verdict != "found":
-                    break
-                found = found.joined_by(more)
-            return [*tried, found]
+    classes = [suspicious_classes(ranking, data, eligible, count)[:most_classes] for ranking in rankings]
+    # The most suspicious class of every snapshot comes before the second of any.
+    pairs = [
+        (ranking, c[place])
+        for place in range(most_classes)
+        for ranking, c in zip(rankings, classes, strict=True)
+        if place < len(c)
+    ]
+    for ranking, label in pairs:
+        found = yield from test(ranking, label, eligible)
+        tried.append(found)
+        if found.verdict != "found":
+            continue
+        left = eligible.copy()
+        for _ in range(1, most_groups):
+            left[data.positions(found.members)] = False
+            more = yield from test(ranking, label, left)
+            tried.append(more)
+            if more.verdict != "found":
+                break
+            found = found.joined_by(more)
+        return [*tried, found]
     return tried
 
 
 def contrast(
     start: Weights,
+    before: Scores,
     ranking: Ranking,
     label: int,
     data: Data,
@@ -159,6 +170,7 @@ def contrast(
         return Group(np.empty(0, np.int64), -ranking.scores, 0.0, 0.0, label, ranking.step)
     ids = data.sample_ids
     is_shown = np.isin(np.arange(len(data)), shown).astype(np.int64)
+    as_shown = Relabel(ids, np.ones(len(data), np.int64))
     yield Train(
         name=f"contrast in class {label}",
         rows=ids[ordinary],
@@ -169,11 +181,9 @@ def contrast(
         start=start,
         relabel=Relabel(ids, is_shown),
     )
-    losses: Losses = yield Score(
-        name=f"recognition in class {label}", rows=ids[in_class], relabel=Relabel(ids, np.ones_like(is_shown))
-    )
+    after: Losses = yield Score(name=f"recognition in class {label}", rows=ids[in_class], relabel=as_shown)
     members = np.flatnonzero(in_class & eligible)
-    odds = log_odds(losses.mean)
+    odds = log_odds(after.mean) - before  # a new head is random: only the change says something
     split = split_in_two(odds[members])
     upper = members[split.upper]
     within = len(upper) <= MOST_OF_A_CLASS * len(members)

@@ -36,8 +36,9 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from asepsis.core.isolation import agreement, within_buckets
+from asepsis.core.isolation import agreement, log_odds, within_buckets
 from asepsis.core.ledger import LossLedger, Reducer
 from asepsis.core.losses import BoundedAscent, Flooding, Reduction, auto_gamma
 from asepsis.core.phases import (
@@ -45,6 +46,7 @@ from asepsis.core.phases import (
     Ids,
     Losses,
     Outcome,
+    Relabel,
     Remember,
     Request,
     Score,
@@ -85,6 +87,8 @@ class AblConfig(DefenseConfig):
         Share of the rows, of one class, that the growing starts from.
     grow_steps : int
         Steps of showing the suspects against their class; 0 turns growing off.
+    grow_learning_rate_scale : float
+        Factor on stage 1's learning rate while they are shown.
     most_groups : int
         Groups of one class that are looked for, one after the other: several triggers make several groups.
     most_classes : int
@@ -94,7 +98,7 @@ class AblConfig(DefenseConfig):
     drop_ratio : float or "auto"
         Share dropped before training anew. ``"auto"`` drops the grown group if it stands apart, nothing otherwise.
     learning_rate_scale : float
-        Factor on the user's learning rate in stage 1 and while growing.
+        Factor on the user's learning rate in stage 1.
     unlearn_learning_rate_scale : float
         Factor on the user's learning rate in the ascent; 0 turns unlearning off.
     max_loss : float or "auto"
@@ -111,7 +115,8 @@ class AblConfig(DefenseConfig):
     snapshots: tuple[int, ...] = (20, 40)
     rank_by: Reducer = "drop"
     seed_ratio: float = 0.02
-    grow_steps: int = 10
+    grow_steps: int = 20
+    grow_learning_rate_scale: float = 0.5
     most_groups: int = 4
     most_classes: int = 3
     per_class: bool = False
@@ -133,7 +138,12 @@ class AblConfig(DefenseConfig):
             raise ConfigError(f"snapshots must be increasing steps from 1 on, got {self.snapshots!r}")
         if self.drop_ratio != "auto" and not 0 <= self.drop_ratio < 1:
             raise ConfigError(f"drop_ratio must be 'auto' or lie in [0, 1), got {self.drop_ratio!r}")
-        for name in ("grow_steps", "learning_rate_scale", "unlearn_learning_rate_scale"):
+        for name in (
+            "grow_steps",
+            "learning_rate_scale",
+            "grow_learning_rate_scale",
+            "unlearn_learning_rate_scale",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)!r}")
         for name in ("most_groups", "most_classes", "length_buckets"):
@@ -197,7 +207,13 @@ class Abl(Defense[AblConfig]):
         c, limit = self.config, self._max_loss(data, stage1.base)
         losses: Losses = yield Score(name="losses of the isolated rows", rows=isolated)
         before = float(np.nanmean(losses.mean[data.positions(isolated)]))
-        report: dict[str, Any] = {"max_loss": limit, "loss_before": before, "loss_after": before, "steps": 0, "reached": True}
+        report: dict[str, Any] = {
+            "max_loss": limit,
+            "loss_before": before,
+            "loss_after": before,
+            "steps": 0,
+            "reached": True,
+        }
         stage1.report["unlearned"] = report
         if before >= limit:
             return 0  # training without the dropped rows was enough
@@ -231,6 +247,7 @@ class Abl(Defense[AblConfig]):
         trace = _Trace(len(data))
         base: Losses = yield Score(name="losses before training")
         trace.snapshot(0, base)
+        before = yield from _odds_of_class_one(data, base)
         if not np.isfinite(base.mean[untrusted]).any():
             raise DefenseInert("no row has a finite loss before training; check the responses and max_length")
         gamma = auto_gamma(data.n_classes, float(np.nanmean(base.mean))) if c.gamma == "auto" else c.gamma
@@ -248,6 +265,7 @@ class Abl(Defense[AblConfig]):
         if data.task == "classification" and c.grow_steps > 0:
             tried = yield from find_group(
                 start,
+                before,
                 rankings,
                 data,
                 untrusted,
@@ -255,7 +273,7 @@ class Abl(Defense[AblConfig]):
                 steps=c.grow_steps,
                 most_classes=c.most_classes,
                 most_groups=c.most_groups,
-                learning_rate_scale=c.learning_rate_scale,
+                learning_rate_scale=c.learning_rate_scale * c.grow_learning_rate_scale,
             )
         else:
             tried = [split_ranking(ranking, data, untrusted) for ranking in rankings]
@@ -363,3 +381,15 @@ class Abl(Defense[AblConfig]):
         return Outcome(
             acted=acted, suspicion=suspicion, flagged=dropped, isolated=isolated, report=stage1.report
         )
+
+
+def _odds_of_class_one(data: Data, base: Losses) -> Generator[Request, Any, NDArray[np.float32]]:
+    """Log-odds [N] of class 1 before training; with two classes they follow from the rows' own losses."""
+    if data.labels is None:
+        return np.zeros(len(data), np.float32)
+    if data.n_classes == 2:
+        odds = log_odds(base.mean)
+        return np.where(data.labels == 1, odds, -odds)
+    ones = Relabel(data.sample_ids, np.ones(len(data), np.int64))
+    losses: Losses = yield Score(name="odds before training", relabel=ones)
+    return log_odds(losses.mean)

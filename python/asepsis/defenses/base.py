@@ -73,10 +73,10 @@ class DefenseConfig:
             )
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
-    @classmethod
-    def from_strings(cls: type[ConfigT], pairs: dict[str, str]) -> ConfigT:
-        """Build from command-line text: each value is read as JSON where it is JSON, as a word otherwise."""
-        return cls.from_dict({key: _parse(text) for key, text in pairs.items()})
+    @staticmethod
+    def parse_strings(pairs: dict[str, str]) -> dict[str, Any]:
+        """Read command-line text: each value as JSON where it is JSON, as a word otherwise."""
+        return {key: _parse(text) for key, text in pairs.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping that :meth:`from_dict` takes back."""

@@ -61,6 +61,17 @@ def save_run(
     return target
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all."""
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
 def _write_rows(path: Path, outcome: Outcome, data: Data) -> None:
     """One line a row: its id, its suspicion (higher is worse), whether it was flagged and whether unlearned."""
     flagged, isolated = set(outcome.flagged.tolist()), set(outcome.isolated.tolist())
