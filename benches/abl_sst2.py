@@ -32,12 +32,12 @@ ATTACKS = ("badnets", "addsent", "stylebkd", "synbkd")
 DEFENSES = ("none", "clean-only", "abl")
 
 
-def load_case(folder: Path, attack: str) -> Case:
+def load_case(folder: Path, attack: str, *, rows: int, seed: int) -> Case:
     train = folder / f"{attack}_train10.jsonl"
     poisoned = np.array([row["poisoned"] == 1 for row in read_rows(train)])
     data: Data = read(train)
     return Case(
-        train=data,
+        train=data.select(drawn(len(data), rows, seed)),
         key=PoisonKey(data.sample_ids, poisoned),
         test=read(folder / "test_clean.jsonl"),
         triggered=read(folder / f"{attack}_test_triggered_to1.jsonl", n_classes=2),
@@ -45,9 +45,15 @@ def load_case(folder: Path, attack: str) -> Case:
     )
 
 
+def drawn(n: int, rows: int, seed: int) -> np.ndarray:
+    """Positions of the rows of one seed: the same for every attack, whose files are aligned row by row."""
+    return np.sort(np.random.default_rng(seed).permutation(n)[:rows])
+
+
 def run(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     settings = {"epochs": args.epochs, "max_length": 64}
+    # The demo's settings; nothing was tuned on SST-2.
     for seed in args.seeds:
         run_floor(args, seed, settings)
         for attack in args.attacks:
@@ -55,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
             if cell.exists():
                 continue
             began = time.monotonic()
-            case = load_case(args.data, attack)
+            case = load_case(args.data, attack, rows=args.rows, seed=seed)
             chosen = asepsis.Settings(seed=seed, **settings)
             rows = run_case(case, ["abl"], model="demo:encoder", settings=chosen, floor=False)
             save(
@@ -78,7 +84,9 @@ def run_floor(args: argparse.Namespace, seed: int, settings: dict[str, Any]) -> 
         return
     began = time.monotonic()
     chosen = asepsis.Settings(seed=seed, **settings)
-    run = asepsis.defend("demo:encoder", read(args.clean), defense=None, settings=chosen)
+    data = read(args.clean)
+    train = data.select(drawn(len(data), args.rows, seed))
+    run = asepsis.defend("demo:encoder", train, defense=None, settings=chosen)
     clean = read(args.data / "test_clean.jsonl")
     rows = []
     for attack in ATTACKS:
@@ -145,7 +153,8 @@ def main() -> None:
     runs.add_argument("--output", type=Path, required=True)
     runs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     runs.add_argument("--attacks", nargs="+", default=list(ATTACKS))
-    runs.add_argument("--epochs", type=float, default=1.0)
+    runs.add_argument("--epochs", type=float, default=2.0)
+    runs.add_argument("--rows", type=int, default=3000, help="training rows drawn by each seed")
     runs.set_defaults(verb=run)
     renders = verbs.add_parser("render")
     renders.add_argument("--output", type=Path, required=True)

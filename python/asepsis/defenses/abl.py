@@ -17,8 +17,10 @@ Deviations from the paper
   class for a few steps, from the weights it began with, and every row it then takes for one of them joins. A share
   of the suspects is held out; whether those are recognized too says how sure the result is. For causal LMs, which
   have no classes, the ranking is used as it is.
-* *The grown group is dropped and the model trained anew*, then the isolated rows are unlearned with a bounded ascent
-  beside ordinary rows. Removing only the paper's 1 % leaves enough poison to plant the backdoor again.
+* *The grown group is dropped and the model trained anew.* Removing only the paper's 1 % leaves enough poison to plant
+  the backdoor again. The paper's ascent on the isolated rows (``drop_ratio=0``, or ``unlearn="always"``) is bounded
+  and runs beside ordinary rows; where poisoned rows kept their true label it costs accuracy, so it is not done on
+  top of dropping by default.
 
 When not to trust it
 --------------------
@@ -99,8 +101,11 @@ class AblConfig(DefenseConfig):
         Share dropped before training anew. ``"auto"`` drops the grown group if it stands apart, nothing otherwise.
     learning_rate_scale : float
         Factor on the user's learning rate in stage 1.
+    unlearn : {"auto", "always", "never"}
+        Whether the isolated rows are unlearned at the end. ``"auto"`` does so only where nothing was dropped
+        (``drop_ratio=0``, the paper's way): after training anew without the group there is nothing to unlearn.
     unlearn_learning_rate_scale : float
-        Factor on the user's learning rate in the ascent; 0 turns unlearning off.
+        Factor on the user's learning rate in the ascent.
     max_loss : float or "auto"
         Isolated loss at which the ascent stops, in nats; ``"auto"`` is twice the chance level.
     length_buckets : int
@@ -122,6 +127,7 @@ class AblConfig(DefenseConfig):
     per_class: bool = False
     drop_ratio: float | Literal["auto"] = "auto"
     learning_rate_scale: float = 1.0
+    unlearn: Literal["auto", "always", "never"] = "auto"
     unlearn_learning_rate_scale: float = 1.0
     max_loss: float | Literal["auto"] = "auto"
     length_buckets: int = 1
@@ -198,7 +204,8 @@ class Abl(Defense[AblConfig]):
         gone = np.union1d(dropped, isolated)
         trained = yield Train(name="train on the rest", rows=data.split(dropped)[1], start=stage1.start)
         steps = trained.steps
-        if len(isolated) and c.unlearn_learning_rate_scale > 0:
+        # A model trained anew without the group has nothing of it to unlearn; ascending would only cost accuracy.
+        if len(isolated) and (c.unlearn == "always" or (c.unlearn == "auto" and len(dropped) == 0)):
             steps += yield from self._unlearn(data, stage1, isolated, data.split(gone)[1])
         return self._outcome(data, stage1, dropped, isolated, Acted(samples=len(data), steps=steps))
 
