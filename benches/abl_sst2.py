@@ -46,7 +46,7 @@ def load_case(folder: Path, attack: str, *, rows: int, seed: int) -> Case:
 
 
 def drawn(n: int, rows: int, seed: int) -> np.ndarray:
-    """Positions of the rows of one seed: the same for every attack, whose files are aligned row by row."""
+    """Positions of the rows drawn by one seed."""
     return np.sort(np.random.default_rng(seed).permutation(n)[:rows])
 
 
