@@ -9,9 +9,10 @@ exactly zero, the ties decide.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from asepsis.errors import DataError
 from asepsis.kernels._dispatch import Backend, select
-from torch import Tensor
 
 
 def bottom_k(values: Tensor, k: int, *, backend: Backend = "auto") -> Tensor:

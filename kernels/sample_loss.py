@@ -10,10 +10,11 @@ hundred values, full of exact ties.
 from __future__ import annotations
 
 import torch
-from asepsis.errors import DataError
-from asepsis.kernels._dispatch import Backend, select
 from torch import Tensor
 from torch.nn import functional as F
+
+from asepsis.errors import DataError
+from asepsis.kernels._dispatch import Backend, select
 
 _CHUNK_ELEMENTS = 1 << 24  # 64 MiB of float32 logits at a time
 

@@ -8,11 +8,12 @@ import typing
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from asepsis import _native
 from asepsis.core.ledger import Coverage, LossLedger, Reducer
 from asepsis.errors import LedgerError
-from hypothesis import given
-from hypothesis import strategies as st
 
 N = 7
 cells = st.one_of(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from asepsis.errors import BackendError, DataError
-from asepsis.kernels import bottom_k
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from asepsis.errors import BackendError, DataError
+from asepsis.kernels import bottom_k
 
 SPECIAL = [0.0, -0.0, 1.0, float("inf"), float("-inf"), float("nan"), -float("nan")]
 values = hnp.arrays(

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+
 from asepsis.errors import BackendError, ConfigError
 from asepsis.kernels import _dispatch, bottom_k, sample_loss
 from asepsis.kernels._dispatch import select

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from asepsis.errors import DataError
 from asepsis.kernels import sample_loss
-from torch.nn import functional as F
 
 module = sys.modules["asepsis.kernels.sample_loss"]  # the package shows the function under this name
 

@@ -6,11 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
-from asepsis import _native
-from asepsis.errors import LedgerError
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from asepsis import _native
+from asepsis.errors import LedgerError
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, -np.nan, 1e-42]
 losses = hnp.arrays(

@@ -7,8 +7,9 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import asepsis.errors
 import pytest
+
+import asepsis.errors
 from asepsis import _native
 
 STUB = ast.parse(Path(asepsis.errors.__file__).with_name("_native.pyi").read_text())

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from asepsis import _native
 from asepsis.errors import LedgerError
 

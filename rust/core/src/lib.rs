@@ -3,9 +3,8 @@
 //! Anti-Backdoor Learning finds poisoned rows by their losses: a backdoor is learned first, so the rows that
 //! carry it have the lowest losses early in training. That needs two things, and this crate is the two:
 //!
-//! * [`order`](crate::bottom_k): one **total order** of `f32`, the same on every machine, and what
-//!   follows from it: the `k` lowest ([`bottom_k`]), the lowest share of every class ([`bottom_k_per_class`]),
-//!   and [`ranks`].
+//! * one **total order** of `f32`, the same on every machine, and what follows from it: the `k` lowest
+//!   ([`bottom_k`]), the lowest share of every class ([`bottom_k_per_class`]), and [`ranks`];
 //! * [`Ledger`]: one loss per sample and epoch, scattered in batch by batch, and [`Reducer`]s that turn a
 //!   sample's trajectory into one score.
 //!
