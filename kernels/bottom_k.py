@@ -1,8 +1,9 @@
 """The k lowest values, with ties and NaN settled.
 
-Contract: ``bottom_k(x [N], k) == argsort(x, stable=True)[:k]`` as int64, on every device and every CPU. The order is
-total: values ascend, -0.0 equals +0.0, every NaN comes after +inf, ties go to the lower index. ``torch.topk`` and
-``numpy.argpartition`` promise nothing about ties, and on losses, where thousands are exactly zero, the ties decide.
+Contract: ``bottom_k(x [N], k) == argsort(x, stable=True)[:k]`` as int64, on every device and every CPU. The
+order is total: values ascend, -0.0 equals +0.0, every NaN comes after +inf, ties go to the lower index.
+``torch.topk`` and ``numpy.argpartition`` promise nothing about ties, and on losses, where thousands are
+exactly zero, the ties decide.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Cross-entropy per sample: the loss ledger's input.
 
-Contract: for row ``b``, ``total[b] = sum_t -log softmax(float32(logits[b, t]))[labels[b, t]]`` over the positions
-whose label is not ``ignore_index``, and ``count[b]`` is how many these are. Both are returned, since a sum and a count
-give every mean but a mean gives no sum. Labels are used as they stand: for a causal model the caller has shifted them.
-The upcast comes first because bf16 logits quantize small losses into a few hundred values, full of exact ties.
+Contract: for row ``b``, ``total[b] = sum_t -log softmax(float32(logits[b, t]))[labels[b, t]]`` over the
+positions whose label is not ``ignore_index``, and ``count[b]`` is how many these are. Both are returned,
+since a sum and a count give every mean but a mean gives no sum. Labels are used as they stand: for a causal
+model the caller has shifted them. The upcast comes first because bf16 logits quantize small losses into a few
+hundred values, full of exact ties.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def sample_loss(
     ignore_index
         Label of the positions that do not count.
     backend
-        ``"reference"`` is the only path there is. Three-dimensional logits are upcast a slice of positions at a time,
-        so without gradients no whole float32 copy exists.
+        ``"reference"`` is the only path there is. Three-dimensional logits are upcast a slice of positions at
+        a time, so without gradients no whole float32 copy exists.
 
     Returns
     -------

@@ -30,6 +30,7 @@ def ranks(
     method: Literal["ordinal", "average", "min"] = "ordinal",
     nan: _NanPolicy = "last",
 ) -> npt.NDArray[np.float64]: ...
+
 @final
 class Ledger:
     def __new__(cls, n: int, *, ema_decay: float = 0.9) -> Ledger: ...

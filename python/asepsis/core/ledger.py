@@ -1,7 +1,7 @@
 """The per-sample loss ledger: one loss per sample and epoch, and scores that rank by the whole trajectory.
 
-A backdoor is learned before the task is, so early in training the poisoned rows have the lowest losses. The ledger
-takes losses batch by batch in any order, and tells a loss that is missing from one that is NaN.
+A backdoor is learned before the task is, so early in training the poisoned rows have the lowest losses. The
+ledger takes losses batch by batch in any order, and tells a loss that is missing from one that is NaN.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ class Coverage:
 class LossLedger:
     """Losses of ``n`` samples over epochs.
 
-    Samples are named by position, ``0..n-1``. Losses collect in an open column until :meth:`end_epoch` closes it; all
-    else reads closed columns only. Memory is 4.125 bytes per sample and epoch, and 20 bytes per sample besides.
+    Samples are named by position, ``0..n-1``. Losses collect in an open column until :meth:`end_epoch` closes
+    it; all else reads closed columns only. Memory is 4.125 bytes per sample and epoch, and 20 bytes per
+    sample besides.
 
     Parameters
     ----------
@@ -84,14 +85,14 @@ class LossLedger:
         positions
             ``[B]`` integers. Read in place when contiguous int64, copied otherwise.
         losses
-            ``[B]`` floats. Read in place when contiguous float32, rounded to float32 otherwise. Never part of a graph
-            afterwards. NaN and infinities are recorded as they are.
+            ``[B]`` floats. Read in place when contiguous float32, rounded to float32 otherwise. Never part of
+            a graph afterwards. NaN and infinities are recorded as they are.
 
         Raises
         ------
         LedgerError
-            A position outside ``0..n-1``, shapes that differ, dtypes that are not integer and floating, or a tensor
-            that is not in CPU memory. Nothing is recorded then.
+            A position outside ``0..n-1``, shapes that differ, dtypes that are not integer and floating, or a
+            tensor that is not in CPU memory. Nothing is recorded then.
         """
         self._native.observe(
             _borrow("positions", positions, np.integer, np.int64),
@@ -131,16 +132,16 @@ class LossLedger:
     def scores(self, by: Reducer = "last", *, threshold: float | None = None) -> npt.NDArray[np.float32]:
         """One score per sample, ``[N]``: **lower is more suspicious**, NaN for a sample never observed.
 
-        A NaN loss makes the score NaN, save that ``mean_rank`` and ``rank_ema`` rank it last and ``first_below`` does
-        not count it. Infinite losses follow IEEE arithmetic.
+        A NaN loss makes the score NaN, save that ``mean_rank`` and ``rank_ema`` rank it last and
+        ``first_below`` does not count it. Infinite losses follow IEEE arithmetic.
 
         Parameters
         ----------
         by
-            Over the epochs that observed the sample: ``last`` loss, ``ema``, ``mean``, ``mean_rank`` (average rank in
-            the epoch, scaled to ``(0, 1)``), ``rank_ema``, ``auc_loss`` (area under the curve over its width),
-            ``first_below`` (first epoch below ``threshold``), ``drop`` (last minus first), ``seep`` (minus the mean of
-            ``1 / (1 - exp(-loss))``).
+            Over the epochs that observed the sample: ``last`` loss, ``ema``, ``mean``, ``mean_rank`` (average
+            rank in the epoch, scaled to ``(0, 1)``), ``rank_ema``, ``auc_loss`` (area under the curve over
+            its width), ``first_below`` (first epoch below ``threshold``), ``drop`` (last minus first),
+            ``seep`` (minus the mean of ``1 / (1 - exp(-loss))``).
         threshold
             In nats, for ``first_below`` only.
 
@@ -171,21 +172,19 @@ class LossLedger:
         by, threshold
             As for :meth:`scores`.
         labels
-            ``[N]`` classes, from 0, gaps allowed. With them the share is taken from every class, classes in ascending order.
+            ``[N]`` classes, from 0, gaps allowed. With them the share is taken from every class, and the
+            classes follow each other in ascending order.
 
         Raises
         ------
         LedgerError
-            Not exactly one of ``ratio`` and ``k``; ``labels`` with ``k``; fewer samples with a score (observed, not
-            NaN) than wanted, in all or in a class; and whatever :meth:`scores` raises.
+            Not exactly one of ``ratio`` and ``k``, or out of bounds; ``labels`` with ``k``; fewer samples
+            with a score (observed, not NaN) than wanted, in all or in a class; and whatever :meth:`scores`
+            raises.
         """
-        if (ratio is None) == (k is None):
-            raise LedgerError(f"give either ratio or k, got ratio={ratio!r} and k={k!r}")
-        if ratio is not None and (not isinstance(ratio, float) or not 0 < ratio <= 1):
-            raise LedgerError(f"ratio must be a float in (0, 1], got {ratio!r}; for a number of samples use k=")
+        count = self._count(ratio, k)
         scores = self.scores(by, threshold=threshold)
         if labels is None:
-            count = k if k is not None else max(1, math.floor(ratio * self.n_samples))
             return _native.bottom_k(scores, count, nan="drop")
         if ratio is None:
             raise LedgerError("labels need a ratio, a share of every class; k counts over all of them")
@@ -207,16 +206,32 @@ class LossLedger:
             Fewer than two epochs are closed, or one of them has fewer than ``k`` losses that are not NaN.
         """
         if self.n_columns < 2:
-            raise LedgerError(f"agreement compares consecutive epochs, {self.n_columns} are closed, 2 are needed")
+            raise LedgerError(
+                f"agreement compares consecutive epochs, {self.n_columns} are closed, 2 are needed"
+            )
         lowest = [_native.bottom_k(self.column(i), k, nan="drop") for i in range(self.n_columns)]
         return np.array([_native.jaccard(a, b) for a, b in pairwise(lowest)])
 
+    def _count(self, ratio: float | None, k: int | None) -> int:
+        if ratio is None and k is not None and k >= 1:
+            return k
+        # an int is refused: 1 would mean every sample where one was meant
+        if k is None and isinstance(ratio, float) and 0 < ratio <= 1:
+            return max(1, math.floor(ratio * self.n_samples))
+        raise LedgerError(
+            f"give either ratio, a float in (0, 1], or k, at least 1; got ratio={ratio!r} and k={k!r}"
+        )
 
-def _borrow(name: str, values: Array, kind: type[np.generic], dtype: type[np.generic]) -> npt.NDArray[Any]:
+
+def _borrow(
+    name: str, values: Array, kind: type[np.integer[Any] | np.floating[Any]], dtype: npt.DTypeLike
+) -> npt.NDArray[Any]:
     """The memory of ``values`` as a contiguous array of ``dtype``; no copy when it is one."""
     if isinstance(values, torch.Tensor):
         if values.device.type != "cpu":
-            raise LedgerError(f"{name} must be in CPU memory, got a tensor on {values.device}; use {name}.cpu()")
+            raise LedgerError(
+                f"{name} must be in CPU memory, got a tensor on {values.device}; use {name}.cpu()"
+            )
         values = values.detach()
         # numpy has no bfloat16
         array = (values.float() if values.is_floating_point() else values).numpy()

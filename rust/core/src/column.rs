@@ -2,7 +2,8 @@
 
 use crate::{Error, Result};
 
-/// A loss per sample, and which samples have one. A NaN that was observed is a loss; a missing loss is a clear bit.
+/// A loss per sample, and which samples have one. A NaN that was observed is a loss; a missing loss is a
+/// clear bit.
 #[derive(Debug, Clone)]
 pub(crate) struct Column {
     losses: Vec<f32>,

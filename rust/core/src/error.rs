@@ -15,8 +15,8 @@ pub enum Error {
     },
     /// One class has fewer rows to pick from than its share.
     ClassTooSmall {
-        /// The class.
-        class: usize,
+        /// The first row of the class: a label may have been renumbered on the way here, a row has not.
+        row: usize,
         /// Its share.
         k: usize,
         /// Its rows that are not NaN.
@@ -106,13 +106,13 @@ impl fmt::Display for Error {
             Self::TooFew { k, available } => {
                 write!(f, "{k} values were asked for, only {available} can be picked")
             }
-            Self::ClassTooSmall { class, k, available } => write!(
+            Self::ClassTooSmall { row, k, available } => write!(
                 f,
-                "class {class} should give {k} rows, only {available} of its rows have a value that is not NaN"
+                "the class of row {row} should give {k} rows, only {available} of its rows have a score"
             ),
             Self::Nan { count, first } => write!(
                 f,
-                "{count} values are NaN, the first at index {first}; use nan=\"last\" or nan=\"drop\" to allow them"
+                "{count} values are NaN, the first at index {first}; the policies last and drop allow them"
             ),
             Self::LengthMismatch { name, got, wanted } => {
                 write!(f, "{name} has length {got}, {wanted} was wanted")
@@ -137,7 +137,7 @@ impl fmt::Display for Error {
                 write!(f, "there is no memory for {n} values")
             }
             Self::NothingObserved => f.write_str(
-                "no sample was observed since the last epoch was closed; are the sample ids reaching observe()?",
+                "no sample was observed since the last epoch was closed; do the losses reach observe()?",
             ),
             Self::NoColumns { pending } => write!(
                 f,

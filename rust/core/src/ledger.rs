@@ -20,8 +20,9 @@ pub struct Coverage {
 
 /// One loss per sample and epoch, kept whole.
 ///
-/// Losses go into the open column by [`observe`](Self::observe) in any order; [`end_epoch`](Self::end_epoch) closes it.
-/// A sample that is not observed in an epoch has no loss there, which is not the same as a NaN loss.
+/// Losses go into the open column by [`observe`](Self::observe) in any order; [`end_epoch`](Self::end_epoch)
+/// closes it. A sample that is not observed in an epoch has no loss there, which is not the same as a NaN
+/// loss.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     n: usize,
@@ -71,7 +72,8 @@ impl Ledger {
         self.columns.len()
     }
 
-    /// Writes the losses of a batch into the open column. The last write wins, inside a batch and between batches.
+    /// Writes the losses of a batch into the open column. The last write wins, inside a batch and between
+    /// batches.
     ///
     /// # Errors
     ///
@@ -101,8 +103,8 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// [`Error::NothingObserved`] when no sample was observed, [`Error::TooMany`] above `u32::MAX` samples. The ledger
-    /// is then as before.
+    /// [`Error::NothingObserved`] when no sample was observed, [`Error::TooMany`] above `u32::MAX` samples.
+    /// The ledger is then as before.
     pub fn end_epoch(&mut self) -> Result<Coverage> {
         let column = self.open.as_ref().ok_or(Error::NothingObserved)?;
         let (rows, losses): (Vec<usize>, Vec<f32>) = column.entries().unzip();
@@ -133,7 +135,8 @@ impl Ledger {
         })
     }
 
-    /// The losses of a closed epoch, NaN where there is none. See [`observed`](Self::observed) for which are missing.
+    /// The losses of a closed epoch, NaN where there is none. See [`observed`](Self::observed) for which are
+    /// missing.
     ///
     /// # Errors
     ///

@@ -1,17 +1,18 @@
 //! Stable ranking of floats, and a ledger of per-sample training losses.
 //!
-//! Anti-Backdoor Learning finds poisoned rows by their losses: a backdoor is learned first, so the rows that carry it
-//! have the lowest losses early in training. That needs two things, and this crate is the two:
+//! Anti-Backdoor Learning finds poisoned rows by their losses: a backdoor is learned first, so the rows that
+//! carry it have the lowest losses early in training. That needs two things, and this crate is the two:
 //!
-//! * [`order`](crate::bottom_k): one **total order** of `f32`, the same on every machine, and what follows from it:
-//!   the `k` lowest ([`bottom_k`]), the lowest share of every class ([`bottom_k_per_class`]), and [`ranks`].
-//! * [`Ledger`]: one loss per sample and epoch, scattered in batch by batch, and [`Reducer`]s that turn a sample's
-//!   trajectory into one score.
+//! * one **total order** of `f32`, the same on every machine, and what follows from it: the `k` lowest
+//!   ([`bottom_k`]), the lowest share of every class ([`bottom_k_per_class`]), and [`ranks`];
+//! * [`Ledger`]: one loss per sample and epoch, scattered in batch by batch, and [`Reducer`]s that turn a
+//!   sample's trajectory into one score.
 //!
 //! # The order
 //!
-//! Values ascend, `-0.0` equals `+0.0`, every NaN (of either sign) comes after `+inf`, and **ties go to the lower
-//! index**. So `bottom_k(x, k)` is `argsort(x, stable)[..k]` and never depends on the vector unit of the CPU.
+//! Values ascend, `-0.0` equals `+0.0`, every NaN (of either sign) comes after `+inf`, and **ties go to the
+//! lower index**. So `bottom_k(x, k)` is `argsort(x, stable)[..k]` and never depends on the vector unit of
+//! the CPU.
 //!
 //! # Complexity
 //!
@@ -20,7 +21,7 @@
 //! | routine | time | extra memory |
 //! |---|---|---|
 //! | [`bottom_k`] | `O(N + k log k)` | 4 B per value |
-//! | [`bottom_k_per_class`] | `O(N + k log k)` | 12 B per value |
+//! | [`bottom_k_per_class`] | `O(N + k log k)` | at most 16 B per value |
 //! | [`ranks`] | `O(N log N)` | 8 B per value, 8 B returned |
 //! | [`Ledger::observe`] | `O(b)` | 4.125 B per sample, once per epoch |
 //! | [`Ledger::end_epoch`] | `O(N log N)` | 28 B per sample, freed on return |

@@ -83,7 +83,8 @@ pub fn key(value: f32) -> u32 {
 ///
 /// # Errors
 ///
-/// [`Error::TooFew`] when `k` exceeds the values that `nan` lets be picked, [`Error::Nan`] on a NaN that it forbids.
+/// [`Error::TooFew`] when `k` exceeds the values that `nan` lets be picked, [`Error::Nan`] on a NaN that it
+/// forbids.
 pub fn bottom_k(values: &[f32], k: usize, nan: NanPolicy) -> Result<Vec<i64>> {
     let available = admit(values, nan)?;
     if k > available {
@@ -99,7 +100,8 @@ pub fn bottom_k(values: &[f32], k: usize, nan: NanPolicy) -> Result<Vec<i64>> {
 /// # Errors
 ///
 /// [`Error::LengthMismatch`], [`Error::OutOfBounds`] on a ratio outside `(0, 1]`, [`Error::LabelOutOfRange`],
-/// [`Error::Nan`] on a NaN that `nan` forbids, [`Error::ClassTooSmall`] when dropping NaN leaves a class short.
+/// [`Error::Nan`] on a NaN that `nan` forbids, [`Error::ClassTooSmall`] when dropping NaN leaves a class
+/// short.
 pub fn bottom_k_per_class(
     values: &[f32],
     labels: &[i64],
@@ -126,7 +128,7 @@ pub fn bottom_k_per_class(
             let k = ((ratio * members.len() as f64) as usize).max(1);
             let available = admit(&losses, nan)?;
             if k > available {
-                return Err(Error::ClassTooSmall { class, k, available });
+                return Err(Error::ClassTooSmall { row: members[0], k, available });
             }
             picked.indices.extend(lowest(&losses, k).into_iter().map(|i| members[i] as i64));
         }
@@ -197,7 +199,8 @@ fn admit(values: &[f32], nan: NanPolicy) -> Result<usize> {
     }
 }
 
-/// The positions of the `k <= values.len()` lowest. NaN keys are the highest, so they are picked after all else.
+/// The positions of the `k <= values.len()` lowest. NaN keys are the highest, so they are picked after all
+/// else.
 fn lowest(values: &[f32], k: usize) -> Vec<usize> {
     if k == 0 {
         return Vec::new();

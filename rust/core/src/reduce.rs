@@ -5,9 +5,10 @@ use crate::{Error, Result};
 
 /// How a trajectory becomes a score. For every reducer **lower is more suspicious**.
 ///
-/// A score is taken over the epochs in which the sample was observed, in `f64`, and is NaN for a sample that never was.
-/// A NaN loss makes the score NaN, except that it ranks last for `MeanRank` and `RankEma` and is not below any threshold.
-/// Infinite losses follow IEEE arithmetic: they carry into the score, opposite ones cancel to NaN.
+/// A score is taken over the epochs in which the sample was observed, in `f64`, and is NaN for a sample that
+/// never was. A NaN loss makes the score NaN, except that it ranks last for `MeanRank` and `RankEma` and is
+/// not below any threshold. Infinite losses follow IEEE arithmetic: they carry into the score, opposite ones
+/// cancel to NaN.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Reducer {
     /// The most recent loss.
@@ -20,14 +21,15 @@ pub enum Reducer {
     MeanRank,
     /// Exponential moving average of that rank.
     RankEma,
-    /// Area under the loss curve over the epoch index (trapezoids between observed epochs) divided by its width, so
-    /// that samples seen over fewer epochs compare; the loss itself when there is one.
+    /// Area under the loss curve over the epoch index (trapezoids between observed epochs) divided by its
+    /// width, so that samples seen over fewer epochs compare; the loss itself when there is one.
     AucLoss,
     /// Index of the first epoch whose loss is below the threshold, the number of epochs if there is none.
     FirstBelow(f32),
     /// Last loss minus first: how far it rose. What was learned fast is far below zero.
     Drop,
-    /// Minus the mean of `1 / (1 - exp(-loss))`, with losses below 1e-6 taken as 1e-6: SEEP's training dynamics.
+    /// Minus the mean of `1 / (1 - exp(-loss))`, with losses below 1e-6 taken as 1e-6: SEEP's training
+    /// dynamics.
     Seep,
 }
 

@@ -45,7 +45,7 @@ fn refuse(name: &str, wanted: &str, object: &Bound<'_, PyAny>) -> PyErr {
         },
     };
     LedgerError::new_err(format!(
-        "{name} must be a contiguous 1-D numpy array of {wanted}, got {got}; use numpy.ascontiguousarray({name}, \
-         dtype=\"{wanted}\")"
+        "{name} must be a contiguous 1-D numpy array of {wanted}, got {got}; \
+         use numpy.ascontiguousarray({name}, dtype=\"{wanted}\")"
     ))
 }

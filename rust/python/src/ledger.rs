@@ -16,7 +16,8 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Call only with the GIL released: a thread that waits here while holding it would stop the one it waits for.
+    /// Call only with the GIL released: a thread that waits here while holding it would stop the one it waits
+    /// for.
     fn lock(&self) -> MutexGuard<'_, core::Ledger> {
         // every method of the core checks before it writes, so a panic leaves nothing half done
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -46,7 +47,8 @@ impl Ledger {
         py.detach(|| self.lock().n_columns())
     }
 
-    /// Write the losses (float32[B]) of the samples at positions (int64[B]) into the open column; the last write wins.
+    /// Write the losses (float32[B]) of the samples at positions (int64[B]) into the open column; the last
+    /// write wins.
     ///
     /// A position out of range is an error, and then nothing is written.
     #[pyo3(signature = (positions, losses))]
@@ -92,8 +94,8 @@ impl Ledger {
 
     /// One score per sample as float32[N], lower is more suspicious, NaN for samples never observed.
     ///
-    /// by is "last", "ema", "mean", "mean_rank", "rank_ema", "auc_loss", "first_below" (with a threshold), "drop" or
-    /// "seep".
+    /// by is "last", "ema", "mean", "mean_rank", "rank_ema", "auc_loss", "first_below" (with a threshold),
+    /// "drop" or "seep".
     #[pyo3(signature = (by, *, threshold=None))]
     fn scores<'py>(
         &self,

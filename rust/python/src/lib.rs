@@ -1,7 +1,7 @@
 //! PyO3 glue: the `asepsis._native` extension module.
 //!
-//! Nothing is computed here. Buffers are borrowed from numpy without a copy, the work runs with the GIL released, and
-//! every [`asepsis_core::Error`] becomes `asepsis.errors.LedgerError`.
+//! Nothing is computed here. Buffers are borrowed from numpy without a copy, the work runs with the GIL
+//! released, and every [`asepsis_core::Error`] becomes `asepsis.errors.LedgerError`.
 
 mod borrow;
 mod ledger;

@@ -8,7 +8,8 @@ use crate::{borrow, ledger_error};
 
 /// Indices of the k lowest values, ascending; ties go to the lower index.
 ///
-/// values is float32[N], contiguous. nan is "last" (after +inf), "error" or "drop" (never picked). Returns int64[k].
+/// values is float32[N], contiguous. nan is "last" (after +inf), "error" or "drop" (never picked). Returns
+/// int64[k].
 #[pyfunction]
 #[pyo3(signature = (values, k, *, nan="last"))]
 pub(crate) fn bottom_k<'py>(
@@ -27,8 +28,8 @@ pub(crate) fn bottom_k<'py>(
 
 /// The lowest max(1, floor(ratio * n_c)) rows of every class c of n_c rows, none of an empty class.
 ///
-/// values is float32[N] and labels int64[N], both contiguous. Returns (indices, offsets), both int64: class c owns
-/// indices[offsets[c]:offsets[c + 1]], ascending by value.
+/// values is float32[N] and labels int64[N], both contiguous. Returns (indices, offsets), both int64: class c
+/// owns indices[offsets[c]:offsets[c + 1]], ascending by value.
 #[pyfunction]
 #[pyo3(signature = (values, labels, ratio, n_classes, *, nan="last"))]
 #[allow(clippy::type_complexity)]

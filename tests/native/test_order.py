@@ -1,0 +1,134 @@
+"""The native order, against numpy."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from asepsis import _native
+from asepsis.errors import LedgerError
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, -np.nan, 1e-42]
+losses = hnp.arrays(
+    np.float32, st.integers(0, 60), elements=st.one_of(st.sampled_from(SPECIAL), st.floats(width=32))
+)
+
+
+@given(losses, st.floats(0, 1))
+def test_bottom_k_is_the_head_of_a_stable_argsort(values, share):
+    for k in {0, int(share * len(values)), len(values)}:
+        picked = _native.bottom_k(values, k)
+        assert picked.dtype == np.int64
+        np.testing.assert_array_equal(picked, np.argsort(values, kind="stable")[:k])
+
+
+@given(losses)
+def test_dropped_nan_are_never_picked(values):
+    valid = int((~np.isnan(values)).sum())
+    np.testing.assert_array_equal(
+        _native.bottom_k(values, valid, nan="drop"), np.argsort(values, kind="stable")[:valid]
+    )
+    with pytest.raises(LedgerError, match=f"only {valid} can be picked"):
+        _native.bottom_k(values, valid + 1, nan="drop")
+
+
+@given(losses, st.floats(0.001, 1), st.integers(0, 2**32 - 1))
+def test_every_class_is_picked_as_if_alone(values, ratio, seed):
+    labels = np.random.default_rng(seed).integers(0, 4, len(values))
+    indices, offsets = _native.bottom_k_per_class(values, labels, ratio, 6)
+    assert len(offsets) == 7
+    for c, (start, end) in enumerate(itertools.pairwise(offsets)):
+        members = np.flatnonzero(labels == c)
+        k = max(1, int(ratio * len(members))) if len(members) else 0
+        wanted = members[np.argsort(values[members], kind="stable")[:k]]
+        np.testing.assert_array_equal(indices[start:end], wanted)
+
+
+@given(losses)
+def test_ranks_invert_a_stable_argsort(values):
+    order = np.argsort(values, kind="stable")
+    ordinal = _native.ranks(values)
+    np.testing.assert_array_equal(ordinal[order], np.arange(len(values)))
+    # numpy's unique puts every NaN in one group, as we do
+    _, group, size = np.unique(values, return_inverse=True, return_counts=True)
+    first = (np.cumsum(size) - size)[group]
+    np.testing.assert_array_equal(_native.ranks(values, method="min"), first)
+    np.testing.assert_array_equal(_native.ranks(values, method="average"), first + (size[group] - 1) / 2)
+
+
+@pytest.mark.parametrize("n", [1, 16, 1000, 100_000])
+def test_equal_losses_go_by_index(n):
+    for value in (0.0, 1.5, np.inf, np.nan):
+        k = max(1, n // 3)
+        np.testing.assert_array_equal(_native.bottom_k(np.full(n, value, np.float32), k), np.arange(k))
+
+
+def test_the_sign_of_a_zero_decides_nothing():
+    values = np.array([0.0, -0.0, 0.0, -0.0], np.float32)
+    np.testing.assert_array_equal(_native.bottom_k(values, 4), [0, 1, 2, 3])
+
+
+def test_nan_of_either_sign_comes_after_infinity():
+    values = np.array([-np.nan, np.inf, np.nan, -np.inf, 0.0], np.float32)
+    assert np.signbit(values[0])
+    np.testing.assert_array_equal(_native.bottom_k(values, 5), [3, 4, 1, 0, 2])
+    np.testing.assert_array_equal(_native.ranks(values, nan="drop"), [np.nan, 2, np.nan, 0, 1])
+
+
+def test_few_distinct_losses_keep_numpys_order():
+    # bf16 logits leave a few hundred distinct losses, half of them zero
+    rng = np.random.default_rng(0)
+    values = np.maximum(0, rng.integers(-200, 200, 200_000) / 256).astype(np.float32)
+    for k in (1, 2000, 120_000, 199_999):
+        np.testing.assert_array_equal(_native.bottom_k(values, k), np.argsort(values, kind="stable")[:k])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.zeros(8), np.zeros((4, 2), np.float32), np.zeros(8, np.float32)[::2], [0.0, 1.0], None],
+    ids=["float64", "two-dimensional", "strided", "list", "none"],
+)
+def test_a_buffer_that_cannot_be_borrowed_is_refused_by_name(values):
+    for call in (lambda: _native.bottom_k(values, 1), lambda: _native.ranks(values)):
+        with pytest.raises(LedgerError, match="values must be a contiguous 1-D numpy array of float32, got"):
+            call()
+
+
+def test_read_only_arrays_can_be_borrowed():
+    values = np.arange(4, dtype=np.float32)[::-1].copy()
+    values.flags.writeable = False
+    np.testing.assert_array_equal(_native.bottom_k(values, 2), [3, 2])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: _native.bottom_k(x, 5), "5 values were asked for, only 4"),
+        (lambda x: _native.bottom_k(x, -1), "k must not be negative, got -1"),
+        (lambda x: _native.bottom_k(x, 1, nan="error"), "1 values are NaN, the first at index 2"),
+        (lambda x: _native.bottom_k(x, 1, nan="first"), "nan must be one of last, error, drop"),
+        (lambda x: _native.ranks(x, method="max"), "method must be one of ordinal, average, min"),
+        (lambda x: _native.bottom_k_per_class(x, np.arange(3), 0.1, 3), "labels has length 3, 4 was wanted"),
+        (lambda x: _native.bottom_k_per_class(x, np.arange(4), 0.1, 3), "label 3 of row 3 is outside"),
+        (lambda x: _native.bottom_k_per_class(x, np.arange(4), 0.0, 4), "ratio must be in"),
+        (
+            lambda x: _native.bottom_k_per_class(x, np.arange(4), 0.1, 4, nan="drop"),
+            "the class of row 2 should give 1",
+        ),
+    ],
+)
+def test_core_errors_arrive_as_ledger_errors(call, message):
+    with pytest.raises(LedgerError, match=message):
+        call(np.array([0, 1, np.nan, 2], np.float32))
+
+
+def test_jaccard_counts_common_over_all():
+    sets = [np.array(s, np.int64) for s in ([1, 2, 3], [3, 2, 4], [])]
+    assert _native.jaccard(sets[0], sets[1]) == 0.5
+    assert _native.jaccard(sets[0], sets[2]) == 0
+    assert _native.jaccard(sets[2], sets[2]) == 1
