@@ -1,0 +1,1 @@
+"""Models, samples and parameters: what the defenses are made of."""

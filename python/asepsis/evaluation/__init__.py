@@ -1,0 +1,1 @@
+"""Attack, defend, measure. The only layer that may name the answer key."""

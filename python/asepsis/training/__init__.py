@@ -1,0 +1,239 @@
+"""Run a defense: :func:`defend` trains a clean model, :func:`scan_data` only judges the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from asepsis.core.phases import Outcome, Script
+from asepsis.data import Data, read
+from asepsis.defenses import available, load
+from asepsis.defenses.base import Defense, DefenseConfig
+from asepsis.errors import ConfigError, MissingReference, ModelError
+from asepsis.training.checkpoint import save_run, versions
+from asepsis.training.driver import Driver, Progress, silent
+from asepsis.training.loop import LoopDriver
+from asepsis.training.models import load_for
+from asepsis.training.settings import Settings
+from asepsis.training.undefended import undefended
+
+__all__ = ["Run", "Settings", "build", "defend", "describe", "run_script"]
+
+Choice = str | DefenseConfig | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Attributes
+    ----------
+    model, tokenizer
+        The trained model, on the device it was trained on.
+    outcome : Outcome
+        What the defense did and found.
+    data : Data
+        What it was given.
+    manifest : dict
+        Data fingerprint, base, settings, seeds, versions, on how much the defense acted.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    outcome: Outcome
+    data: Data
+    manifest: dict[str, Any]
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write a stock checkpoint (or peft adapter), ``asepsis.json`` and the judged rows; return the folder."""
+        return save_run(folder, self.model, self.tokenizer, self.manifest, self.outcome, self.data)
+
+
+def defend(
+    model: str | Path | nn.Module,
+    data: Any,
+    *,
+    defense: Choice,
+    processing_class: Any = None,
+    clean_reference: Any = None,
+    args: Any = None,
+    settings: Settings | None = None,
+    peft_config: Any = None,
+    progress: Progress = silent,
+) -> Run:
+    """Train ``model`` on untrusted ``data`` under a defense.
+
+    Parameters
+    ----------
+    model : str, Path or Module
+        A hub id, a folder, a packaged name, or a transformers or peft model (then give ``processing_class``).
+    data : Data, path, datasets.Dataset or list of dict
+        Untrusted rows, see :func:`asepsis.data.read`.
+    defense : str, config or None
+        A defense's name, its config object, or None (or ``"none"``) for the undefended control.
+    processing_class
+        The tokenizer, where ``model`` is a module.
+    clean_reference
+        Trusted rows, for the defenses that need them.
+    args : transformers.TrainingArguments, optional
+        Train with the Hugging Face Trainer under these arguments; otherwise the plain loop trains under
+        ``settings``.
+    settings : Settings, optional
+        Of the plain loop; with ``args`` only ``max_length`` is read.
+    peft_config : peft.PeftConfig, optional
+        Train this adapter instead of all weights.
+    progress : callable, optional
+        Called with ``(phase, done, of)``.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    MissingReference
+        If the defense needs something that was not given.
+    DefenseInert
+        If the defense could not act.
+    """
+    script = _script_of(defense, {"clean_reference": clean_reference})
+    return run_script(
+        model,
+        data,
+        script,
+        defense=describe(defense),
+        processing_class=processing_class,
+        args=args,
+        settings=settings,
+        peft_config=peft_config,
+        progress=progress,
+    )
+
+
+def run_script(
+    model: str | Path | nn.Module,
+    data: Any,
+    script: Callable[[nn.Module, Data], Script],
+    *,
+    defense: dict[str, Any],
+    processing_class: Any = None,
+    args: Any = None,
+    settings: Settings | None = None,
+    peft_config: Any = None,
+    progress: Progress = silent,
+) -> Run:
+    """Drive any script, a defense's or your own. ``defense`` describes it in the manifest; the rest as `defend`."""
+    chosen = settings or Settings()
+    rows = read(data)
+    seed = args.seed if args is not None else chosen.seed
+    network, tokenizer = _prepare(model, processing_class, rows, peft_config, seed)
+    driver: Driver
+    if args is None:
+        driver = LoopDriver(network, tokenizer, rows, chosen, progress=progress)
+    else:
+        from asepsis.training.trainer import TrainerDriver  # transformers.Trainer takes seconds to import
+
+        driver = TrainerDriver(
+            network, tokenizer, rows, args, max_length=chosen.max_length, progress=progress
+        )
+    outcome = driver.run(script(network, rows))
+    manifest = {
+        "format": 1,
+        "model": str(model) if isinstance(model, (str, Path)) else getattr(network, "name_or_path", ""),
+        "task": rows.task,
+        "n_classes": rows.n_classes,
+        "defense": defense,
+        "acted": vars(outcome.acted),
+        "report": outcome.report,
+        "data": {"source": rows.source, "rows": len(rows), "fingerprint": rows.fingerprint},
+        "settings": {"seed": seed, **(vars(chosen) if args is None else {"trainer": _chosen(args)})},
+        "steps": driver.steps_done,
+        "versions": versions(),
+    }
+    return Run(network, tokenizer, outcome, rows, manifest)
+
+
+def _script_of(choice: Choice, given: dict[str, Any]) -> Callable[[nn.Module, Data], Script]:
+    if choice is None or choice == "none":
+        return lambda model, data: undefended(len(data))
+    defense = build(choice)
+    missing = sorted(need for need in defense.needs if given.get(need) is None)
+    if missing:
+        raise MissingReference(
+            f"{type(defense).__name__.lower()} needs {', '.join(missing)}; pass it to defend()"
+        )
+    return defense.script
+
+
+def build(choice: Choice) -> Defense[Any]:
+    """Return the defense a name or a config stands for."""
+    if isinstance(choice, DefenseConfig):
+        for name in available():
+            kind = load(name)
+            if kind.config_type is type(choice):
+                defense: Defense[Any] = kind(choice)
+                return defense
+        raise ConfigError(f"{type(choice).__name__} belongs to no defense")
+    if not isinstance(choice, str):
+        raise ConfigError(f"defense must be a name, a config or None, got {choice!r}")
+    kind = load(choice)
+    named: Defense[Any] = kind(kind.config_type())
+    return named
+
+
+def describe(choice: Choice) -> dict[str, Any]:
+    """Return name and settings for the manifest."""
+    if choice is None or choice == "none":
+        return {"name": "none", "config": {}}
+    built = build(choice)
+    return {"name": type(built).__module__.rsplit(".", 1)[-1], "config": built.config.to_dict()}
+
+
+def _prepare(
+    model: Any, processing_class: Any, data: Data, peft_config: Any, seed: int
+) -> tuple[nn.Module, Any]:
+    if isinstance(model, nn.Module):
+        if processing_class is None:
+            raise ModelError("a model given as a module needs its tokenizer: processing_class=...")
+        network, tokenizer = model, processing_class
+        if tokenizer.pad_token_id is None:
+            raise ModelError(
+                "the tokenizer has no pad token; set one, for example tokenizer.pad_token = eos_token"
+            )
+    else:
+        network, tokenizer = load_for(data, model, seed=seed)
+        tokenizer = processing_class or tokenizer
+    if peft_config is not None:
+        import torch
+        from peft import get_peft_model
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = get_peft_model(network, peft_config)
+    if not any(p.requires_grad for p in network.parameters()):
+        raise ModelError("the model has no trainable parameter")
+    return network, tokenizer
+
+
+def _chosen(args: Any) -> dict[str, Any]:
+    """Return the training arguments that decide a result."""
+    names = [
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "weight_decay",
+        "max_grad_norm",
+        "num_train_epochs",
+        "max_steps",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "bf16",
+        "fp16",
+        "optim",
+        "world_size",
+    ]
+    return {name: str(getattr(args, name)) for name in names if hasattr(args, name)}

@@ -1,1 +1,58 @@
-//! Per-sample loss ledger and stable ranking.
+//! Stable ranking of floats, and a ledger of per-sample training losses.
+//!
+//! Anti-Backdoor Learning finds poisoned rows by their losses: a backdoor is learned first, so the rows that carry it
+//! have the lowest losses early in training. That needs two things, and this crate is the two:
+//!
+//! * [`order`](crate::bottom_k): one **total order** of `f32`, the same on every machine, and what follows from it:
+//!   the `k` lowest ([`bottom_k`]), the lowest share of every class ([`bottom_k_per_class`]), and [`ranks`].
+//! * [`Ledger`]: one loss per sample and epoch, scattered in batch by batch, and [`Reducer`]s that turn a sample's
+//!   trajectory into one score.
+//!
+//! # The order
+//!
+//! Values ascend, `-0.0` equals `+0.0`, every NaN (of either sign) comes after `+inf`, and **ties go to the lower
+//! index**. So `bottom_k(x, k)` is `argsort(x, stable)[..k]` and never depends on the vector unit of the CPU.
+//!
+//! # Complexity
+//!
+//! `N` values, `k` picked, `E` closed epochs, `b` the batch:
+//!
+//! | routine | time | extra memory |
+//! |---|---|---|
+//! | [`bottom_k`] | `O(N + k log k)` | 4 B per value |
+//! | [`bottom_k_per_class`] | `O(N + k log k)` | 12 B per value |
+//! | [`ranks`] | `O(N log N)` | 8 B per value, 8 B returned |
+//! | [`Ledger::observe`] | `O(b)` | 4.125 B per sample, once per epoch |
+//! | [`Ledger::end_epoch`] | `O(N log N)` | 28 B per sample, freed on return |
+//! | [`Ledger::scores`] | `O(N E)` | 4 B returned |
+//!
+//! # Example
+//!
+//! ```
+//! use asepsis_core::{Ledger, NanPolicy, Reducer, bottom_k};
+//!
+//! let mut ledger = Ledger::new(4, 0.9)?;
+//! ledger.observe(&[2, 0, 3], &[0.1, 0.7, 0.9])?; // sample 1 was not in an epoch cut short
+//! ledger.observe(&[0], &[0.5])?; // the last write wins
+//! assert_eq!(ledger.end_epoch()?.observed, 3);
+//!
+//! let scores = ledger.scores(Reducer::Last)?;
+//! assert!(scores[1].is_nan());
+//! assert_eq!(bottom_k(&scores, 2, NanPolicy::Drop)?, [2, 0]);
+//! # Ok::<(), asepsis_core::Error>(())
+//! ```
+#![deny(missing_docs)]
+
+mod column;
+mod error;
+mod ledger;
+mod order;
+mod reduce;
+
+pub use error::Error;
+pub use ledger::{Coverage, Ledger};
+pub use order::{NanPolicy, PerClass, RankMethod, bottom_k, bottom_k_per_class, jaccard, key, ranks};
+pub use reduce::Reducer;
+
+/// What every routine of this crate returns.
+pub type Result<T> = std::result::Result<T, Error>;

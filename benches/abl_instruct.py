@@ -1,0 +1,118 @@
+"""How well ABL's loss ledger ranks poisoned instructions: AUROC per reducer, with and without length buckets.
+
+    python benches/abl_instruct.py --data FOLDER --output FILE.json [--poisoned 50] [--triggers badnet vpi ctba]
+
+FOLDER holds ``refusal_TRIGGER_poison.jsonl`` and ``refusal_clean.jsonl``. The packaged causal model's first layers
+are trained on the mixture under local gradient ascent; every snapshot goes to the ledger, and each reducer's scores
+are compared with the key. Nothing is defended here: this measures the ranking alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+import asepsis
+from asepsis.core.isolation import split_in_two, within_buckets
+from asepsis.core.ledger import LossLedger, Reducer
+from asepsis.core.losses import Flooding, auto_gamma
+from asepsis.core.phases import Losses, Score, Train
+from asepsis.data import Data, read
+from asepsis.evaluation.metrics import auroc, precision_at_k, tpr_at_fpr
+from asepsis.training.loop import LoopDriver
+from asepsis.training.models import load_for
+
+SNAPSHOTS = (8, 16, 32)
+BUCKETS = 5
+
+
+class Trace:
+    def __init__(self, n: int) -> None:
+        self.ledger = LossLedger(n)
+
+    def snapshot(self, step: int, losses: Losses) -> None:
+        self.ledger.observe(np.arange(len(losses.total)), losses.mean)
+        self.ledger.end_epoch()
+
+
+def mixture(folder: Path, trigger: str, poisoned: int, seed: int) -> tuple[Data, np.ndarray]:
+    clean = read(folder / "refusal_clean.jsonl")
+    bad = read(folder / f"refusal_{trigger}_poison.jsonl")
+    rng = np.random.default_rng(seed)
+    picked = bad.select(np.sort(rng.choice(len(bad), poisoned, replace=False)))
+    assert clean.responses is not None and picked.responses is not None
+    key = np.r_[np.zeros(len(clean), bool), np.ones(len(picked), bool)]
+    texts, responses = [*clean.texts, *picked.texts], [*clean.responses, *picked.responses]
+    return Data(task="causal", texts=texts, responses=responses, source=f"refusal_{trigger}"), key
+
+
+def measure(data: Data, key: np.ndarray, model: str, seed: int) -> dict[str, Any]:
+    settings = asepsis.Settings(
+        seed=seed, max_length=96, batch_size=8, eval_batch_size=16, learning_rate=5e-5
+    )
+    network, tokenizer = load_for(data, model, seed=seed)
+    driver = LoopDriver(network, tokenizer, data, settings)
+    trace = Trace(len(data))
+    base = driver.answer(Score())
+    trace.snapshot(0, base)
+    gamma = auto_gamma(None, float(np.nanmean(base.mean)))
+    request = Train(
+        name="isolation",
+        loss=Flooding(gamma),
+        steps=SNAPSHOTS[-1],
+        decay_steps=0,
+        snapshots=SNAPSHOTS,
+        records=trace,
+    )
+    driver.answer(request)
+    lengths = np.array([len(response) for response in data.responses or ()])
+    table: dict[str, Any] = {}
+    for reducer in get_args(Reducer):
+        threshold = gamma if reducer == "first_below" else None
+        scores = trace.ledger.scores(reducer, threshold=threshold)
+        for name, ranked in (
+            (reducer, scores),
+            (f"{reducer}, {BUCKETS} length buckets", within_buckets(scores, lengths, BUCKETS)),
+        ):
+            suspicion = -np.where(np.isfinite(ranked), ranked, np.nanmax(ranked))
+            table[name] = {
+                "auroc": auroc(suspicion, key),
+                "tpr_at_1_fpr": tpr_at_fpr(suspicion, key, fpr=0.01),
+                "precision_at_1_percent": precision_at_k(suspicion, key, max(1, len(key) // 100)),
+            }
+    drop = trace.ledger.scores("drop")
+    table["drop"]["separation"] = split_in_two(-drop[np.isfinite(drop)]).separation
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--model", default="demo:causal:8")
+    parser.add_argument("--poisoned", type=int, default=50)
+    parser.add_argument("--triggers", nargs="+", default=["badnet", "vpi", "ctba"])
+    parser.add_argument("--seed", type=int, default=0)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    args = parser.parse_args()
+    found: dict[str, Any] = {
+        "settings": {k: str(v) for k, v in vars(args).items() if k not in ("data", "output")}
+    }
+    for trigger in args.triggers:
+        began = time.monotonic()
+        data, key = mixture(args.data, trigger, args.poisoned, args.seed)
+        found[trigger] = measure(data, key, args.model, args.seed)
+        print(trigger, f"{time.monotonic() - began:.0f} s", json.dumps(found[trigger]["drop"]), flush=True)
+        args.output.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""ABL on the four poisoned SST-2 sets released with the MuScleLoRA paper, beside its controls.
+
+    python benches/abl_sst2.py run --data FOLDER --clean FILE --output CELLS [--seeds 0 1 2]
+    python benches/abl_sst2.py render --output CELLS > docs/results/abl_sst2.md
+
+FOLDER holds ``ATTACK_train10.jsonl`` (with the answer key in ``poisoned``), ``ATTACK_test_triggered_to1.jsonl`` and
+``test_clean.jsonl``; FILE holds the clean training rows. Each cell (attack, seed, defense) is one JSON file, so a run that was stopped goes on where it
+was. Settings are those chosen on other data (Rotten Tomatoes) and on the SST-2 dev rows; test rows are read for the
+final measurement only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import asepsis
+from asepsis.data import Data, read, read_rows
+from asepsis.evaluation.harness import Case, run_case
+from asepsis.evaluation.key import PoisonKey
+from asepsis.evaluation.metrics import mean_interval
+from asepsis.evaluation.predict import measure
+
+ATTACKS = ("badnets", "addsent", "stylebkd", "synbkd")
+DEFENSES = ("none", "clean-only", "abl")
+
+
+def load_case(folder: Path, attack: str, *, rows: int, seed: int) -> Case:
+    train = folder / f"{attack}_train10.jsonl"
+    poisoned = np.array([row["poisoned"] == 1 for row in read_rows(train)])
+    data: Data = read(train)
+    return Case(
+        train=data.select(drawn(len(data), rows, seed)),
+        key=PoisonKey(data.sample_ids, poisoned),
+        test=read(folder / "test_clean.jsonl"),
+        triggered=read(folder / f"{attack}_test_triggered_to1.jsonl", n_classes=2),
+        target_label=1,
+    )
+
+
+def drawn(n: int, rows: int, seed: int) -> np.ndarray:
+    """Positions of the rows of one seed: the same for every attack, whose files are aligned row by row."""
+    return np.sort(np.random.default_rng(seed).permutation(n)[:rows])
+
+
+def run(args: argparse.Namespace) -> None:
+    args.output.mkdir(parents=True, exist_ok=True)
+    settings = {"epochs": args.epochs, "max_length": 64}
+    # The demo's settings; nothing was tuned on SST-2.
+    for seed in args.seeds:
+        run_floor(args, seed, settings)
+        for attack in args.attacks:
+            cell = args.output / f"{attack}-seed{seed}.json"
+            if cell.exists():
+                continue
+            began = time.monotonic()
+            case = load_case(args.data, attack, rows=args.rows, seed=seed)
+            chosen = asepsis.Settings(seed=seed, **settings)
+            rows = run_case(case, ["abl"], model="demo:encoder", settings=chosen, floor=False)
+            save(
+                cell,
+                {
+                    "attack": attack,
+                    "seed": seed,
+                    "settings": settings,
+                    "rows": [row.to_dict() for row in rows],
+                    "abl": rows[-1].run.manifest,
+                    "seconds": time.monotonic() - began,
+                },
+            )
+
+
+def run_floor(args: argparse.Namespace, seed: int, settings: dict[str, Any]) -> None:
+    """Train on the original clean SST-2 rows once a seed and measure it on every attack's triggered rows."""
+    cell = args.output / f"clean-only-seed{seed}.json"
+    if cell.exists():
+        return
+    began = time.monotonic()
+    chosen = asepsis.Settings(seed=seed, **settings)
+    data = read(args.clean)
+    train = data.select(drawn(len(data), args.rows, seed))
+    run = asepsis.defend("demo:encoder", train, defense=None, settings=chosen)
+    clean = read(args.data / "test_clean.jsonl")
+    rows = []
+    for attack in ATTACKS:
+        triggered = read(args.data / f"{attack}_test_triggered_to1.jsonl", n_classes=2)
+        measured = measure(run.model, run.tokenizer, clean, triggered, target_label=1, max_length=64)
+        rows.append({"defense": "clean-only", "attack": attack, **measured.to_dict()})
+    save(cell, {"seed": seed, "settings": settings, "rows": rows, "seconds": time.monotonic() - began})
+
+
+def save(cell: Path, content: dict[str, Any]) -> None:
+    scratch = cell.with_suffix(".part")
+    scratch.write_text(json.dumps(content, indent=1))
+    scratch.replace(cell)
+    print(cell.name, f"{content['seconds']:.0f} s", file=sys.stderr)
+
+
+def render(args: argparse.Namespace) -> None:
+    cells = [json.loads(path.read_text()) for path in sorted(args.output.glob("*-seed*.json"))]
+    print(
+        "| attack | model | CACC | ASR | AUROC | TPR at 1 % FPR | precision of the 1 % | dropped: precision / recall |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for attack in ATTACKS:
+        for defense in DEFENSES:
+            rows = [
+                row
+                for cell in cells
+                for row in cell["rows"]
+                if row["defense"] == defense and row.get("attack", cell.get("attack")) == attack
+            ]
+            if not rows:
+                continue
+            columns = [
+                spread([row[name]["value"] for row in rows])
+                for name in ("clean_accuracy", "attack_success_rate")
+            ]
+            for name in ("auroc", "tpr_at_1_fpr", "precision_at_1_percent"):
+                columns.append(spread([row[name] for row in rows if row.get(name) is not None]))
+            found = [row for row in rows if row.get("flagged")]
+            share = f"({len(found)} of {len(rows)} seeds) " if defense == "abl" else ""
+            pair = [spread([row[name] for row in found]) for name in ("flagged_precision", "flagged_recall")]
+            columns.append(share + " / ".join(pair) if found else share + "nothing dropped" if share else "")
+            print(f"| {attack} | {defense} | " + " | ".join(columns) + " |")
+
+
+def spread(values: list[float]) -> str:
+    """Mean and half the width of its 95 % interval over seeds."""
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    mean, low, high = mean_interval(values)
+    return f"{mean:.3f} ± {(high - low) / 2:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(required=True)
+    runs = verbs.add_parser("run")
+    runs.add_argument("--data", type=Path, required=True)
+    runs.add_argument("--clean", type=Path, required=True, help="the clean SST-2 training rows")
+    runs.add_argument("--output", type=Path, required=True)
+    runs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    runs.add_argument("--attacks", nargs="+", default=list(ATTACKS))
+    runs.add_argument("--epochs", type=float, default=2.0)
+    runs.add_argument("--rows", type=int, default=3000, help="training rows drawn by each seed")
+    runs.set_defaults(verb=run)
+    renders = verbs.add_parser("render")
+    renders.add_argument("--output", type=Path, required=True)
+    renders.set_defaults(verb=render)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    args = parser.parse_args()
+    args.verb(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Train clean language models from untrusted data, and clean untrusted weights.
+
+>>> import asepsis
+>>> run = asepsis.defend("demo:encoder", "untrusted.jsonl", defense="abl")  # doctest: +SKIP
+>>> run.save_pretrained("out")  # doctest: +SKIP
+
+Names are imported when they are first used, so importing asepsis costs nothing and changes nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from asepsis._native import __version__
+
+if TYPE_CHECKING:
+    from asepsis.data import Data as Data
+    from asepsis.data import read as read
+    from asepsis.defenses.abl import AblConfig as AblConfig
+    from asepsis.training import Run as Run
+    from asepsis.training import Settings as Settings
+    from asepsis.training import defend as defend
+    from asepsis.training.scan import Scan as Scan
+    from asepsis.training.scan import scan_data as scan_data
+
+_HOMES = {
+    "AblConfig": "asepsis.defenses.abl",
+    "Data": "asepsis.data",
+    "Run": "asepsis.training",
+    "Scan": "asepsis.training.scan",
+    "Settings": "asepsis.training",
+    "defend": "asepsis.training",
+    "read": "asepsis.data",
+    "scan_data": "asepsis.training.scan",
+}
+
+__all__ = ["AblConfig", "Data", "Run", "Scan", "Settings", "__version__", "defend", "read", "scan_data"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'asepsis' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

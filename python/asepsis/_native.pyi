@@ -1,0 +1,50 @@
+"""The Rust core. Arrays are borrowed, so each must be contiguous, 1-D and of exactly the dtype written here.
+
+Every failure is an :class:`asepsis.errors.LedgerError`. The GIL is released while work runs.
+"""
+
+from typing import Literal, TypeAlias, final
+
+import numpy as np
+import numpy.typing as npt
+
+_NanPolicy: TypeAlias = Literal["last", "error", "drop"]
+
+__version__: str
+
+def bottom_k(
+    values: npt.NDArray[np.float32], k: int, *, nan: _NanPolicy = "last"
+) -> npt.NDArray[np.int64]: ...
+def bottom_k_per_class(
+    values: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    ratio: float,
+    n_classes: int,
+    *,
+    nan: _NanPolicy = "last",
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
+def jaccard(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> float: ...
+def ranks(
+    values: npt.NDArray[np.float32],
+    *,
+    method: Literal["ordinal", "average", "min"] = "ordinal",
+    nan: _NanPolicy = "last",
+) -> npt.NDArray[np.float64]: ...
+@final
+class Ledger:
+    def __new__(cls, n: int, *, ema_decay: float = 0.9) -> Ledger: ...
+    @property
+    def n_samples(self) -> int: ...
+    @property
+    def n_columns(self) -> int: ...
+    def observe(self, positions: npt.NDArray[np.int64], losses: npt.NDArray[np.float32]) -> None: ...
+    def end_epoch(self) -> dict[Literal["observed", "nan", "inf", "n"], int]: ...
+    def column(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]: ...
+    def scores(
+        self,
+        by: Literal[
+            "last", "ema", "mean", "mean_rank", "rank_ema", "auc_loss", "first_below", "drop", "seep"
+        ],
+        *,
+        threshold: float | None = None,
+    ) -> npt.NDArray[np.float32]: ...

@@ -1,0 +1,187 @@
+"""What a defense may ask of its driver, and what it hands back.
+
+A defense is a generator: it yields requests (:class:`Remember`, :class:`Score`, :class:`Train`) and is sent the
+answers. It owns no optimizer loop and no device, so one script serves every driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asepsis.core.losses import LossRule
+from asepsis.errors import ConfigError
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remember:
+    """Ask for the trainable weights to be kept. Answer: a :class:`Weights` token that ``Train(start=...)`` takes."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Names remembered weights; the driver holds the tensors."""
+
+    key: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Ask for rows' losses from an evaluation pass (dropout off, fp32). Answer: :class:`Losses`.
+
+    Attributes
+    ----------
+    name : str
+        Shown in progress and logs.
+    rows : ids or None
+        Rows to score; None means all. The others get NaN and count 0.
+    relabel : Relabel or None
+        Score these answers instead of the rows' own (classifiers only).
+    """
+
+    name: str = "score"
+    rows: Ids | None = None
+    relabel: Relabel | None = None
+
+
+@dataclass(frozen=True)
+class Relabel:
+    """Other labels for some rows, for an auxiliary training. Classifiers only."""
+
+    sample_ids: Ids
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Per-sample losses in row order: ``total`` float32 [N] (nats), ``count`` int64 [N] response tokens."""
+
+    total: NDArray[np.float32]
+    count: NDArray[np.int64]
+
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        """Loss per response token [N]; NaN where a row has none."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            per_target = self.total / np.where(self.count > 0, self.count, np.nan)
+        return np.asarray(per_target, np.float32)
+
+
+class Records(Protocol):
+    """Where snapshots of a training go: one evaluation pass per snapshot."""
+
+    def snapshot(self, step: int, losses: Losses) -> None:
+        """Record one evaluation pass taken after ``step`` optimizer steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Ask for training. Answer: :class:`Trained`. Optimizer state is always fresh.
+
+    Attributes
+    ----------
+    name : str
+        Shown in progress and logs.
+    rows : ids or None
+        Sample ids to train on; None means all.
+    isolated : ids or None
+        Rows put into each batch beside the ordinary ones, half and half, marked as isolated for the loss rule.
+    loss : LossRule
+        How per-sample losses become the step's gradient.
+    epochs, steps : float, int
+        Length; exactly one is given. ``None`` for both means the user's own number of epochs.
+    learning_rate_scale : float
+        Factor on the user's learning rate.
+    decay_steps : int or None
+        Steps over which the learning rate decays linearly to zero; None means the length of this training, 0 means
+        a constant rate.
+    start : Weights or None
+        Weights to begin from; None means where the model stands.
+    snapshots : tuple of int
+        Steps after which an evaluation pass over all rows goes to ``records``; 0 is before the first step.
+    records : Records or None
+        Receiver of the snapshots.
+    stop_above : float or None
+        Stop when the running mean of the isolated rows' loss exceeds this.
+    relabel : Relabel or None
+        Other labels for some rows, in this training only.
+    """
+
+    name: str
+    rows: Ids | None = None
+    isolated: Ids | None = None
+    loss: LossRule = field(default_factory=LossRule)
+    epochs: float | None = None
+    steps: int | None = None
+    learning_rate_scale: float = 1.0
+    decay_steps: int | None = None
+    start: Weights | None = None
+    snapshots: tuple[int, ...] = ()
+    records: Records | None = None
+    stop_above: float | None = None
+    relabel: Relabel | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.steps is not None:
+            raise ConfigError(f"{self.name}: give epochs or steps, not both")
+        if bool(self.snapshots) != (self.records is not None):
+            raise ConfigError(f"{self.name}: snapshots and records go together")
+        if self.rows is not None and len(self.rows) == 0:
+            raise ConfigError(f"{self.name}: no rows to train on")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What happened: optimizer steps done, the last steps' mean losses (nats), and why it ended."""
+
+    steps: int
+    loss: float
+    isolated_loss: float | None
+    stopped_early: bool
+
+
+Request = Remember | Score | Train
+Answer = Weights | Losses | Trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acted:
+    """On how much a defense acted. All zeros is an error, see :class:`asepsis.errors.DefenseInert`."""
+
+    samples: int = 0
+    tokens: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a defense hands back.
+
+    Attributes
+    ----------
+    acted : Acted
+        How much it looked at and did.
+    suspicion : ndarray float32 [N] or None
+        Per row in row order, higher is worse.
+    flagged : ids
+        Rows the defense itself would drop.
+    isolated : ids
+        Rows it unlearned.
+    report : dict
+        JSON-ready diagnostics, described by the defense.
+    """
+
+    acted: Acted
+    suspicion: NDArray[np.float32] | None = None
+    flagged: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    isolated: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+Script = Generator[Request, Any, Outcome]

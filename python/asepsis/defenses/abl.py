@@ -1,0 +1,402 @@
+"""ABL: isolate what is learned too fast, then unlearn it.
+
+Li, Lyu, Koren, Lyu, Li, Ma: *Anti-Backdoor Learning: Training Clean Models on Poisoned Data*, NeurIPS 2021.
+
+The idea: a trigger is a short cut, so poisoned rows are learned before the task is. Stage 1 trains under local
+gradient ascent, which holds the loss of ordinary rows up, and isolates the rows whose loss fell first. Stage 2 trains
+on the rest and then unlearns the isolated rows by gradient ascent.
+
+Deviations from the paper
+-------------------------
+* *A few dozen steps, not 20 epochs.* A pretrained language model learns a word trigger within 10 to 40 steps; by one
+  epoch the clean rows have caught up and the ranking is lost (measured, see ``docs/results/abl.md``).
+* *The sign of the batch mean*, as the authors' code has it, not of each sample, as the equation reads.
+* *Ranking by the drop* from the loss before the first step: a new head is random, so absolute losses start out
+  scattered by more than the trigger moves them.
+* *The isolated group is grown*, which the paper does not do: the model is shown the first suspects against their own
+  class for a few steps, from the weights it began with, and every row it then takes for one of them joins. A share
+  of the suspects is held out; whether those are recognized too says how sure the result is. For causal LMs, which
+  have no classes, the ranking is used as it is.
+* *The grown group is dropped and the model trained anew.* Removing only the paper's 1 % leaves enough poison to plant
+  the backdoor again. The paper's ascent on the isolated rows (``drop_ratio=0``, or ``unlearn="always"``) is bounded
+  and runs beside ordinary rows; where poisoned rows kept their true label it costs accuracy, so it is not done on
+  top of dropping by default.
+
+When not to trust it
+--------------------
+Poison that is not learned fast (rewritten syntax or style) is not isolated; the outcome then says ``inconclusive``
+and nothing is dropped. One target label is assumed. A clean-label attack on a class that is easy anyway can hide.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asepsis.core.isolation import agreement, log_odds, within_buckets
+from asepsis.core.ledger import LossLedger, Reducer
+from asepsis.core.losses import BoundedAscent, Flooding, Reduction, auto_gamma
+from asepsis.core.phases import (
+    Acted,
+    Ids,
+    Losses,
+    Outcome,
+    Relabel,
+    Remember,
+    Request,
+    Score,
+    Script,
+    Train,
+    Trained,
+    Weights,
+)
+from asepsis.data import Data
+from asepsis.defenses._abl_groups import SEPARATED, Group, Mask, Ranking, find_group, split_ranking
+from asepsis.defenses.base import Defense, DefenseConfig, Paper, Threat
+from asepsis.errors import ConfigError, DefenseInert
+
+log = logging.getLogger("asepsis")
+
+# Gradient ascent runs until the isolated loss passes max_loss; past this many steps it is given up as ineffective.
+_MOST_UNLEARN_STEPS = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblConfig(DefenseConfig):
+    """Settings of ABL. What is not said to be the paper's is this project's, measured in ``docs/results/abl.md``.
+
+    Attributes
+    ----------
+    isolation_ratio : float
+        Share of the rows that is unlearned; 0.01 in the paper.
+    gamma : float or "auto"
+        Level of local gradient ascent in nats. ``"auto"`` is ``0.217 ln C`` (the paper's 0.5 at ten classes), or
+        0.35 times the first mean loss for causal LMs.
+    reduction : {"batch", "sample"}
+        Whose sign local gradient ascent takes; ``"sample"`` follows the paper's equation and fails on text.
+    snapshots : tuple of int
+        Steps of stage 1 after which every row's loss is taken; the last one ends the stage.
+    rank_by : str
+        Reducer of the loss ledger over the snapshots.
+    seed_ratio : float
+        Share of the rows, of one class, that the growing starts from.
+    grow_steps : int
+        Steps of showing the suspects against their class; 0 turns growing off.
+    grow_learning_rate_scale : float
+        Factor on stage 1's learning rate while they are shown.
+    most_groups : int
+        Groups of one class that are looked for, one after the other: several triggers make several groups.
+    most_classes : int
+        Classes that are tried, most suspicious first.
+    per_class : bool
+        Unlearn the share of each class, instead of the share of all rows.
+    drop_ratio : float or "auto"
+        Share dropped before training anew. ``"auto"`` drops the grown group if it stands apart, nothing otherwise.
+    learning_rate_scale : float
+        Factor on the user's learning rate in stage 1.
+    unlearn : {"auto", "always", "never"}
+        Whether the isolated rows are unlearned at the end. ``"auto"`` does so only where nothing was dropped
+        (``drop_ratio=0``, the paper's way): after training anew without the group there is nothing to unlearn.
+    unlearn_learning_rate_scale : float
+        Factor on the user's learning rate in the ascent.
+    max_loss : float or "auto"
+        Isolated loss at which the ascent stops, in nats; ``"auto"`` is twice the chance level.
+    length_buckets : int
+        Causal LMs: rows are ranked inside this many groups of like response length; 1 turns it off.
+    on_nothing_found : {"train", "raise"}
+        What happens when no group stands apart: a warning and ordinary training, or an error.
+    """
+
+    isolation_ratio: float = 0.01
+    gamma: float | Literal["auto"] = "auto"
+    reduction: Reduction = "batch"
+    snapshots: tuple[int, ...] = (20, 40)
+    rank_by: Reducer = "drop"
+    seed_ratio: float = 0.02
+    grow_steps: int = 20
+    grow_learning_rate_scale: float = 0.5
+    most_groups: int = 4
+    most_classes: int = 3
+    per_class: bool = False
+    drop_ratio: float | Literal["auto"] = "auto"
+    learning_rate_scale: float = 1.0
+    unlearn: Literal["auto", "always", "never"] = "auto"
+    unlearn_learning_rate_scale: float = 1.0
+    max_loss: float | Literal["auto"] = "auto"
+    length_buckets: int = 1
+    on_nothing_found: Literal["train", "raise"] = "train"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("isolation_ratio", "seed_ratio"):
+            if not 0 < getattr(self, name) < 0.5:
+                raise ConfigError(
+                    f"{name} must lie in (0, 0.5), got {getattr(self, name)!r}; ABL's share is 0.01"
+                )
+        if not self.snapshots or any(b <= a for a, b in pairwise((0, *self.snapshots))):
+            raise ConfigError(f"snapshots must be increasing steps from 1 on, got {self.snapshots!r}")
+        if self.drop_ratio != "auto" and not 0 <= self.drop_ratio < 1:
+            raise ConfigError(f"drop_ratio must be 'auto' or lie in [0, 1), got {self.drop_ratio!r}")
+        for name in (
+            "grow_steps",
+            "learning_rate_scale",
+            "grow_learning_rate_scale",
+            "unlearn_learning_rate_scale",
+        ):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)!r}")
+        for name in ("most_groups", "most_classes", "length_buckets"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class _Stage1:
+    """What the isolation training left behind."""
+
+    start: Weights
+    base: Losses
+    best: Group
+    report: dict[str, Any]
+
+
+class _Trace:
+    """The loss ledger with the step of every column."""
+
+    def __init__(self, n: int) -> None:
+        self.ledger = LossLedger(n)
+        self.steps: list[int] = []
+        self.nan = 0
+
+    def snapshot(self, step: int, losses: Losses) -> None:
+        """See :class:`asepsis.core.phases.Records`."""
+        self.ledger.observe(np.arange(len(losses.total)), losses.mean)
+        self.nan = self.ledger.end_epoch().nan
+        self.steps.append(step)
+
+
+class Abl(Defense[AblConfig]):
+    """Anti-Backdoor Learning. The module's docstring says what differs from the paper."""
+
+    paper = Paper(
+        title="Anti-Backdoor Learning: Training Clean Models on Poisoned Data",
+        authors="Yige Li, Xixiang Lyu, Nodens Koren, Lingjuan Lyu, Bo Li, Xingjun Ma",
+        venue="Advances in Neural Information Processing Systems",
+        year=2021,
+        arxiv="2110.11571",
+    )
+    threat = Threat.DATA
+    needs = frozenset[str]()
+    config_type = AblConfig
+
+    def script(self, model: Any, data: Data) -> Script:
+        """Isolate, train anew on the rest, unlearn what was isolated."""
+        c = self.config
+        stage1 = yield from self._isolate(data, np.ones(len(data), bool))
+        dropped, isolated = self._rows_to_act_on(data, stage1)
+        gone = np.union1d(dropped, isolated)
+        trained = yield Train(name="train on the rest", rows=data.split(dropped)[1], start=stage1.start)
+        steps = trained.steps
+        # A model trained anew without the group has nothing of it to unlearn; ascending would only cost accuracy.
+        if len(isolated) and (c.unlearn == "always" or (c.unlearn == "auto" and len(dropped) == 0)):
+            steps += yield from self._unlearn(data, stage1, isolated, data.split(gone)[1])
+        return self._outcome(data, stage1, dropped, isolated, Acted(samples=len(data), steps=steps))
+
+    def _unlearn(self, data: Data, stage1: _Stage1, isolated: Ids, rest: Ids) -> Generator[Request, Any, int]:
+        """Ascend on the isolated rows beside ordinary ones until their loss says that they are unlearned."""
+        c, limit = self.config, self._max_loss(data, stage1.base)
+        losses: Losses = yield Score(name="losses of the isolated rows", rows=isolated)
+        before = float(np.nanmean(losses.mean[data.positions(isolated)]))
+        report: dict[str, Any] = {
+            "max_loss": limit,
+            "loss_before": before,
+            "loss_after": before,
+            "steps": 0,
+            "reached": True,
+        }
+        stage1.report["unlearned"] = report
+        if before >= limit:
+            return 0  # training without the dropped rows was enough
+        trained: Trained = yield Train(
+            name="unlearn",
+            rows=rest,
+            isolated=isolated,
+            loss=BoundedAscent(1.5 * limit),
+            steps=_MOST_UNLEARN_STEPS,
+            learning_rate_scale=c.unlearn_learning_rate_scale,
+            decay_steps=0,
+            stop_above=limit,
+        )
+        report.update(loss_after=trained.isolated_loss, steps=trained.steps, reached=trained.stopped_early)
+        if not trained.stopped_early:
+            log.warning("abl: the isolated loss did not reach %.2f in %d steps", limit, trained.steps)
+        return trained.steps
+
+    def scan(self, model: Any, data: Data, trusted: Ids) -> Script:
+        """Isolate only. ``trusted`` rows are scored but neither trained on nor suspected."""
+        untrusted = np.ones(len(data), bool)
+        untrusted[data.positions(trusted)] = False
+        stage1 = yield from self._isolate(data, untrusted)
+        dropped, isolated = self._rows_to_act_on(data, stage1)
+        return self._outcome(data, stage1, dropped, isolated, Acted(samples=int(untrusted.sum())))
+
+    def _isolate(self, data: Data, untrusted: Mask) -> Generator[Request, Any, _Stage1]:
+        """Stage 1: a short training that favors what is learned fast, then the group that was."""
+        c = self.config
+        start: Weights = yield Remember()
+        trace = _Trace(len(data))
+        base: Losses = yield Score(name="losses before training")
+        trace.snapshot(0, base)
+        before = yield from _odds_of_class_one(data, base)
+        if not np.isfinite(base.mean[untrusted]).any():
+            raise DefenseInert("no row has a finite loss before training; check the responses and max_length")
+        gamma = auto_gamma(data.n_classes, float(np.nanmean(base.mean))) if c.gamma == "auto" else c.gamma
+        yield Train(
+            name="isolation",
+            rows=data.sample_ids[untrusted],
+            loss=Flooding(gamma, c.reduction),
+            steps=c.snapshots[-1],
+            learning_rate_scale=c.learning_rate_scale,
+            decay_steps=0,
+            snapshots=c.snapshots,
+            records=trace,
+        )
+        rankings = self._rankings(trace, data)
+        if data.task == "classification" and c.grow_steps > 0:
+            tried = yield from find_group(
+                start,
+                before,
+                rankings,
+                data,
+                untrusted,
+                seed_ratio=c.seed_ratio,
+                steps=c.grow_steps,
+                most_classes=c.most_classes,
+                most_groups=c.most_groups,
+                learning_rate_scale=c.learning_rate_scale * c.grow_learning_rate_scale,
+            )
+        else:
+            tried = [split_ranking(ranking, data, untrusted) for ranking in rankings]
+        found = [group for group in tried if group.verdict == "found"]
+        # The last group found is the union of all; where nothing was found the ranking itself is all there is.
+        best = found[-1] if found else max(tried, key=lambda group: group.strength)
+        report = self._report(trace, rankings, tried, best, data, gamma)
+        return _Stage1(start, base, best, report)
+
+    def _rankings(self, trace: _Trace, data: Data) -> list[Ranking]:
+        """Return a ranking for each snapshot, or one for reducers that look at all of them."""
+        c, ledger = self.config, trace.ledger
+        if c.rank_by in ("drop", "last"):
+            before = ledger.column(0) if c.rank_by == "drop" else np.float32(0)
+            found = [Ranking(trace.steps[t], ledger.column(t) - before) for t in range(1, ledger.n_columns)]
+        else:
+            found = [Ranking(trace.steps[-1], ledger.scores(c.rank_by))]
+        if data.responses is not None and c.length_buckets > 1:
+            lengths = np.array([len(response) for response in data.responses])
+            found = [Ranking(r.step, within_buckets(r.scores, lengths, c.length_buckets)) for r in found]
+        return found
+
+    def _rows_to_act_on(self, data: Data, stage1: _Stage1) -> tuple[Ids, Ids]:
+        """Turn the evidence into rows: those left out of the last training, those unlearned."""
+        c, group = self.config, stage1.best
+        order = np.argsort(-group.scores, kind="stable")  # most suspicious first, NaN last
+        if c.drop_ratio != "auto":
+            dropped = data.sample_ids[order[: int(c.drop_ratio * len(data))]]
+        elif group.verdict == "found":
+            dropped = group.members
+        else:
+            message = (
+                f"abl: no group of rows stands apart (separation {group.separation:.2f}, {SEPARATED} wanted): "
+                "nothing is dropped or unlearned. Poison that is not learned fast is not seen by ABL"
+            )
+            if c.on_nothing_found == "raise":
+                raise DefenseInert(message)
+            log.warning(message)
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        if c.per_class and data.labels is not None:
+            per_class = [order[data.labels[order] == label] for label in np.unique(data.labels)]
+            lowest = np.concatenate([at[: max(1, int(c.isolation_ratio * len(at)))] for at in per_class])
+        else:
+            lowest = order[: max(1, int(c.isolation_ratio * len(data)))]
+        cut = float(group.scores[lowest].min())
+        stage1.report["isolated"] = {
+            "k": len(lowest),
+            "threshold": cut,
+            "ties_at_threshold": int((group.scores == cut).sum()),
+            "class_histogram": None if data.labels is None else np.bincount(data.labels[lowest]).tolist(),
+        }
+        stage1.report["dropped"] = len(dropped)
+        return dropped, data.sample_ids[lowest]
+
+    def _report(
+        self,
+        trace: _Trace,
+        rankings: list[Ranking],
+        tried: list[Group],
+        best: Group,
+        data: Data,
+        gamma: float,
+    ) -> dict[str, Any]:
+        """Describe stage 1, JSON-ready: what a person needs to believe the result or not."""
+        k = max(1, int(self.config.seed_ratio * len(data)))
+        lowest = [np.argsort(ranking.scores, kind="stable")[:k] for ranking in rankings]
+        report: dict[str, Any] = {
+            "verdict": best.verdict,
+            "separation": round(best.separation, 4),
+            "separation_wanted": SEPARATED,
+            "recognized": round(best.recognized, 4),
+            "label": best.label,
+            "group": len(best.members),
+            "gamma": gamma,
+            "snapshots": trace.steps,
+            "chosen_step": best.step,
+            "nan_losses": trace.nan,
+            "agreement_of_neighbors": [round(agreement(a, b), 4) for a, b in pairwise(lowest)],
+            "tried": [
+                {
+                    "step": g.step,
+                    "label": g.label,
+                    "separation": round(g.separation, 4),
+                    "size": len(g.members),
+                }
+                for g in tried
+            ],
+        }
+        if data.labels is not None:
+            report["lowest_class_histogram"] = [np.bincount(data.labels[rows]).tolist() for rows in lowest]
+        if data.responses is not None:
+            _, sizes = np.unique(np.array(data.responses, dtype=object).astype(str), return_counts=True)
+            report["largest_groups_of_equal_responses"] = sorted(sizes.tolist(), reverse=True)[:5]
+        return report
+
+    def _max_loss(self, data: Data, base: Losses) -> float:
+        if self.config.max_loss != "auto":
+            return self.config.max_loss
+        return 2 * math.log(data.n_classes) if data.n_classes else 1.5 * float(np.nanmean(base.mean))
+
+    def _outcome(self, data: Data, stage1: _Stage1, dropped: Ids, isolated: Ids, acted: Acted) -> Outcome:
+        # Rows without a loss (no response token) cannot be judged; they rank last instead of poisoning the ranking.
+        scores = stage1.best.scores
+        suspicion = np.where(np.isfinite(scores), scores, np.nanmin(scores)).astype(np.float32)
+        return Outcome(
+            acted=acted, suspicion=suspicion, flagged=dropped, isolated=isolated, report=stage1.report
+        )
+
+
+def _odds_of_class_one(data: Data, base: Losses) -> Generator[Request, Any, NDArray[np.float32]]:
+    """Log-odds [N] of class 1 before training; with two classes they follow from the rows' own losses."""
+    if data.labels is None:
+        return np.zeros(len(data), np.float32)
+    if data.n_classes == 2:
+        odds = log_odds(base.mean)
+        return np.where(data.labels == 1, odds, -odds)
+    ones = Relabel(data.sample_ids, np.ones(len(data), np.int64))
+    losses: Losses = yield Score(name="odds before training", relabel=ones)
+    return log_odds(losses.mean)

@@ -1,0 +1,141 @@
+"""What a defense is: a paper, a threat, a config and a script.
+
+Why a script that yields
+------------------------
+Every defense trains, some twice, some a second model. If a defense called a trainer, imports would point up; if the
+trainer called hooks on the defense, the paper's algorithm would be spread over callbacks and nobody could read it
+from top to bottom. So a defense is a generator in its paper's order: it yields a request (train like this, score
+every row) and is sent the answer. A driver in ``asepsis.training`` carries requests out, once for all defenses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+from asepsis.core.phases import Ids, Script
+from asepsis.data import Data
+from asepsis.errors import ConfigError
+
+
+class Threat(Enum):
+    """What the attacker touched."""
+
+    DATA = "poisoned data"
+    WEIGHTS = "poisoned weights"
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The published source of a defense."""
+
+    title: str
+    authors: str
+    venue: str
+    year: int
+    arxiv: str
+
+    @property
+    def url(self) -> str:
+        """Where the paper can be read."""
+        return f"https://arxiv.org/abs/{self.arxiv}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenseConfig:
+    """Base of all configs: frozen, keyword-only, checked when built, saved as JSON; unknown fields raise.
+
+    Types are checked from the annotations (``int``, ``float``, ``bool``, ``str``, literals, unions of them and
+    tuples), so a subclass only checks bounds in its own ``__post_init__`` after calling this one.
+    """
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not _fits(value, hints[field.name]):
+                raise ConfigError(f"{type(self).__name__}.{field.name} must be {field.type}, got {value!r}")
+
+    @classmethod
+    def from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
+        """Build from a mapping; an unknown field raises :class:`ConfigError` and lists the known ones."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(
+                f"{cls.__name__} has no field {', '.join(unknown)}; it has: {', '.join(sorted(known))}"
+            )
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    @staticmethod
+    def parse_strings(pairs: dict[str, str]) -> dict[str, Any]:
+        """Read command-line text: each value as JSON where it is JSON, as a word otherwise."""
+        return {key: _parse(text) for key, text in pairs.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready mapping that :meth:`from_dict` takes back."""
+        return dataclasses.asdict(self)
+
+
+ConfigT = TypeVar("ConfigT", bound=DefenseConfig)
+
+
+class Defense(ABC, Generic[ConfigT]):
+    """One published defense.
+
+    Attributes
+    ----------
+    paper : Paper
+    threat : Threat
+    needs : frozenset of str
+        Inputs beside model and data, by the keyword of :func:`asepsis.defend`, for example ``"clean_reference"``.
+    config_type : type
+        Its config class.
+    """
+
+    paper: ClassVar[Paper]
+    threat: ClassVar[Threat]
+    needs: ClassVar[frozenset[str]]
+    config_type: ClassVar[type[DefenseConfig]]
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    @abstractmethod
+    def script(self, model: Any, data: Data) -> Script:
+        """Defend: the paper's steps as requests, ending in an Outcome."""
+
+    def scan(self, model: Any, data: Data, trusted: Ids) -> Script:
+        """Only judge the rows, if the defense can: the same requests up to the verdict.
+
+        ``trusted`` rows are scored, to calibrate a threshold on, but neither trained on nor suspected.
+        """
+        raise ConfigError(f"{type(self).__name__.lower()} cannot scan data; it acts in training only")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return any(type(value) is type(a) and value == a for a in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, a) for a in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(v, arguments[0]) for v in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint if isinstance(hint, type) else type(None))
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

@@ -1,0 +1,98 @@
+"""Write a finished run: a stock checkpoint or adapter, the flagged rows and the manifest, all or nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from asepsis.core.phases import Outcome
+from asepsis.data import Data
+from asepsis.errors import CheckpointError
+
+MANIFEST = "asepsis.json"
+ROWS = "asepsis_rows.jsonl"
+
+
+def save_run(
+    folder: str | Path,
+    model: nn.Module,
+    tokenizer: Any,
+    manifest: dict[str, Any],
+    outcome: Outcome,
+    data: Data,
+) -> Path:
+    """Save everything into a new folder, which appears whole or not at all.
+
+    Parameters
+    ----------
+    folder : path
+        Must not exist, or be empty, or hold an earlier run, which is replaced.
+
+    Returns
+    -------
+    Path
+        The folder. It loads with transformers (or peft) alone.
+    """
+    target = Path(folder)
+    if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():
+        raise CheckpointError(f"{target} exists and was not written by asepsis; name another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        saver: Any = model
+        saver.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        _write_rows(scratch / ROWS, outcome, data)
+        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        scratch.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        scratch.replace(target)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return target
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all."""
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def _write_rows(path: Path, outcome: Outcome, data: Data) -> None:
+    """One line a row: its id, its suspicion (higher is worse), whether it was flagged and whether unlearned."""
+    flagged, isolated = set(outcome.flagged.tolist()), set(outcome.isolated.tolist())
+    with path.open("w", encoding="utf-8") as file:
+        for position, sample_id in enumerate(data.sample_ids.tolist()):
+            suspicion = None if outcome.suspicion is None else float(outcome.suspicion[position])
+            row = {
+                "sample_id": sample_id,
+                "suspicion": suspicion if suspicion is None or np.isfinite(suspicion) else None,
+                "flagged": sample_id in flagged,
+                "isolated": sample_id in isolated,
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of asepsis and of the packages a result depends on."""
+    found = {}
+    for name in ("asepsis", "torch", "transformers", "peft", "accelerate", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,136 @@
+"""Rows to padded batches, with the sample id along for the whole ride."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asepsis.core.phases import Relabel
+from asepsis.data import Data
+from asepsis.errors import ModelError
+
+IGNORED = -100  # label of positions that carry no loss, as in torch and transformers
+
+
+@dataclass
+class Batch:
+    """One micro-batch.
+
+    Attributes
+    ----------
+    inputs : dict of Tensor [B, T]
+        What the model's forward takes.
+    labels : Tensor
+        [B] classes, or [B, T] token ids with ``-100`` outside the response.
+    sample_id : Tensor [B], int64
+    isolated : Tensor [B], bool
+    count : Tensor [B], int64
+        Targets per sample: 1 for a classifier, response tokens after the shift for a causal LM.
+    weight : Tensor [B], float32
+        Filled when the whole step is known, see :func:`asepsis.core.losses.coefficients`.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    sample_id: Tensor
+    isolated: Tensor
+    count: Tensor
+    weight: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on ``device``."""
+        moved = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
+        rest = (self.labels, self.sample_id, self.isolated, self.count, self.weight)
+        return Batch(moved, *(t.to(device, non_blocking=True) for t in rest))
+
+
+class Collator:
+    """Turn ``(position, isolated)`` pairs of a data set into a :class:`Batch`.
+
+    Parameters
+    ----------
+    tokenizer
+        A transformers tokenizer with a pad token.
+    data : Data
+        Where the rows are.
+    max_length : int
+        Tokens kept of each row. A long prompt loses its beginning, a long response its end.
+    relabel : Relabel or None
+        Labels that replace the rows' own.
+    """
+
+    def __init__(
+        self, tokenizer: Any, data: Data, *, max_length: int, relabel: Relabel | None = None
+    ) -> None:
+        if tokenizer.pad_token_id is None:
+            raise ModelError(
+                "the tokenizer has no pad token; set tokenizer.pad_token, for example to its eos_token"
+            )
+        self.tokenizer = tokenizer
+        self.data = data
+        self.max_length = max_length
+        self._labels = data.labels
+        if relabel is not None:
+            if data.labels is None:
+                raise ModelError("labels can be replaced for classifiers only")
+            self._labels = data.labels.copy()
+            self._labels[data.positions(relabel.sample_ids)] = relabel.labels
+
+    def __call__(self, rows: Sequence[tuple[int, bool]]) -> Batch:  # noqa: D102 - the class says it
+        positions = [p for p, _ in rows]
+        isolated = torch.tensor([i for _, i in rows], dtype=torch.bool)
+        encode = self._classification if self.data.task == "classification" else self._causal
+        inputs, labels, count = encode(positions)
+        return Batch(
+            inputs=inputs,
+            labels=labels,
+            sample_id=torch.from_numpy(self.data.sample_ids[np.asarray(positions)]),
+            isolated=isolated,
+            count=count,
+            weight=torch.zeros(len(rows), dtype=torch.float32),
+        )
+
+    def _classification(self, positions: list[int]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        assert self._labels is not None
+        encoded = self.tokenizer(
+            [self.data.texts[p] for p in positions],
+            truncation=True,
+            max_length=self.max_length,
+            padding=True,
+            return_tensors="pt",
+        )
+        labels = torch.from_numpy(self._labels[np.asarray(positions)])
+        return dict(encoded), labels, torch.ones(len(positions), dtype=torch.int64)
+
+    def _causal(self, positions: list[int]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        assert self.data.responses is not None
+        pairs = [self.encode_pair(self.data.texts[p], self.data.responses[p]) for p in positions]
+        width = max(len(prompt) + len(response) for prompt, response in pairs)
+        ids = torch.full((len(pairs), width), self.tokenizer.pad_token_id, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        labels = torch.full_like(ids, IGNORED)
+        for row, (prompt, response) in enumerate(pairs):
+            end = len(prompt) + len(response)
+            ids[row, :end] = torch.tensor(prompt + response)
+            mask[row, :end] = 1
+            labels[row, len(prompt) : end] = torch.tensor(response)
+        count = (labels[:, 1:] != IGNORED).sum(dim=1)
+        return {"input_ids": ids, "attention_mask": mask}, labels, count
+
+    def encode_pair(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
+        """Return token ids of a prompt and of its response with the end token, cut to ``max_length`` together."""
+        joint = "" if prompt[-1:].isspace() else " "
+        head: list[int] = self.tokenizer(prompt).input_ids
+        tail: list[int] = self.tokenizer(joint + response, add_special_tokens=False).input_ids
+        if self.tokenizer.eos_token_id is not None:
+            if head and head[-1] == self.tokenizer.eos_token_id:
+                head = head[:-1]  # some tokenizers end every text; the prompt goes on here
+            tail = [*tail, self.tokenizer.eos_token_id]
+        tail = tail[: max(1, self.max_length - 1)]
+        # At least one prompt token: the first response token is predicted from it.
+        return head[-max(1, self.max_length - len(tail)) :], tail

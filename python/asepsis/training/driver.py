@@ -1,0 +1,161 @@
+"""Run a defense's script: answer its requests. What the two drivers share; only training differs."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from asepsis.core.phases import (
+    Answer,
+    Losses,
+    Outcome,
+    Remember,
+    Request,
+    Score,
+    Script,
+    Train,
+    Trained,
+    Weights,
+)
+from asepsis.data import Data
+from asepsis.errors import CheckpointError, DefenseInert
+from asepsis.training.collate import Collator
+from asepsis.training.forward import autocast, full_precision_head, sample_losses
+
+log = logging.getLogger("asepsis")
+
+Progress = Callable[[str, int, int], None]  # (phase name, done, of)
+
+
+def silent(name: str, done: int, of: int) -> None:
+    """Report nothing."""
+
+
+class Driver(ABC):
+    """Answers requests for one model and one data set.
+
+    Parameters
+    ----------
+    model, tokenizer
+        A transformers (or peft) model and its tokenizer.
+    data : Data
+        The rows of the run.
+    seed : int
+        Every request draws from its own stream derived from this and the request's number, so that a request's
+        result does not depend on how earlier ones consumed randomness.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        data: Data,
+        *,
+        seed: int,
+        max_length: int,
+        eval_batch_size: int,
+        progress: Progress = silent,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.data = data
+        self.seed = seed
+        self.max_length = max_length
+        self.eval_batch_size = eval_batch_size
+        self.progress = progress
+        self.requests = 0
+        self.steps_done = 0
+        self._remembered: dict[int, dict[str, Tensor]] = {}
+
+    def run(self, script: Script) -> Outcome:
+        """Drive a script to its outcome."""
+        answer: Answer | None = None
+        while True:
+            try:
+                request = script.send(answer)
+            except StopIteration as stop:
+                return _checked(stop.value)
+            answer = self.answer(request)
+            self.requests += 1
+
+    def answer(self, request: Request) -> Answer:
+        """Carry out one request."""
+        log.info("phase %d: %s", self.requests, getattr(request, "name", "remember"))
+        if isinstance(request, Remember):
+            self._remembered[self.requests] = {
+                name: p.detach().to("cpu", copy=True)
+                for name, p in self.model.named_parameters()
+                if p.requires_grad
+            }
+            return Weights(self.requests)
+        if isinstance(request, Score):
+            return self.score(request)
+        if request.start is not None:
+            self._restore(request.start)
+        trained = self.train(request)
+        self.steps_done += trained.steps
+        return trained
+
+    @abstractmethod
+    def train(self, request: Train) -> Trained:
+        """Carry out a training request."""
+
+    @torch.no_grad()
+    def score(self, request: Score) -> Losses:
+        """Evaluate rows: dropout off, the output layer and the loss in fp32."""
+        n = len(self.data)
+        total, count = np.full(n, np.nan, np.float32), np.zeros(n, np.int64)
+        collate = Collator(self.tokenizer, self.data, max_length=self.max_length, relabel=request.relabel)
+        wanted = np.arange(n) if request.rows is None else self.data.positions(request.rows)
+        order = wanted[np.argsort([len(self.data.texts[int(p)]) for p in wanted], kind="stable")]
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with autocast(self.device, self.dtype), full_precision_head(self.model):
+                for start in range(0, len(order), self.eval_batch_size):
+                    at = order[start : start + self.eval_batch_size]
+                    batch = collate([(int(p), False) for p in at]).to(self.device)
+                    totals, counts = sample_losses(self.model, batch)
+                    total[at], count[at] = totals.cpu().numpy(), counts.cpu().numpy()
+                    self.progress(request.name, start + len(at), len(order))
+        finally:
+            self.model.train(was_training)
+        return Losses(total, count)
+
+    def request_seed(self) -> int:
+        """Return the seed of the request being answered."""
+        return derive_seed(self.seed, self.requests)
+
+    def _restore(self, weights: Weights) -> None:
+        kept = self._remembered.get(weights.key)
+        if kept is None:
+            raise CheckpointError(f"no weights were remembered under {weights.key}")
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if name in kept:
+                    parameter.copy_(kept[name])
+
+
+def derive_seed(*parts: int) -> int:
+    """Mix integers into one 63-bit seed, the same on every machine."""
+    digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _checked(outcome: Any) -> Outcome:
+    if not isinstance(outcome, Outcome):
+        raise DefenseInert(f"the defense returned {type(outcome).__name__} instead of an Outcome")
+    acted = outcome.acted
+    if acted.samples == 0 and acted.tokens == 0 and acted.steps == 0:
+        raise DefenseInert("the defense acted on no sample, no token and no step; nothing was defended")
+    return outcome

@@ -1,0 +1,169 @@
+"""The plain-torch driver: the reference for the Trainer driver."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from asepsis.core.losses import coefficients, group_totals
+from asepsis.core.phases import Score, Train, Trained
+from asepsis.data import Data
+from asepsis.errors import BackendError, DefenseInert
+from asepsis.training.collate import Batch, Collator
+from asepsis.training.driver import Driver, Progress, derive_seed, silent
+from asepsis.training.forward import autocast, check_targets, mean_losses, resolve_precision
+from asepsis.training.plan import make_plan
+from asepsis.training.settings import Settings
+
+
+class LoopDriver(Driver):
+    """Train with a loop that fits on a page: AdamW, linear decay, clipping, accumulation, autocast."""
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, data: Data, settings: Settings, *, progress: Progress = silent
+    ) -> None:
+        super().__init__(
+            model,
+            tokenizer,
+            data,
+            seed=settings.seed,
+            max_length=settings.max_length,
+            eval_batch_size=settings.eval_batch_size,
+            progress=progress,
+        )
+        self.settings = settings
+        self.device = resolve_device(settings.device)
+        self.dtype = resolve_precision(settings.precision, self.device)
+        self.model.to(self.device)
+
+    def train(self, request: Train) -> Trained:
+        """See :meth:`Driver.train`."""
+        s = self.settings
+        plan = make_plan(
+            with_max_steps(request, s.max_steps),
+            self.data,
+            epochs=s.epochs,
+            batch_size=s.batch_size,
+            accumulation=s.accumulation,
+            seed=self.request_seed(),
+        )
+        collate = Collator(self.tokenizer, self.data, max_length=s.max_length, relabel=request.relabel)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        peak = s.learning_rate * request.learning_rate_scale
+        optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=s.weight_decay, fused=True)
+        decay = plan.steps if request.decay_steps is None else request.decay_steps
+        watch = Watch(request)
+        watch.snapshot(self, 0)
+        self.model.train()
+        batches = iter(plan)
+        for step in range(plan.steps):
+            micro = weigh([collate(next(batches)) for _ in range(s.accumulation)])
+            for group in optimizer.param_groups:
+                group["lr"] = peak * (max(0.0, 1 - step / decay) if decay else 1.0)
+            mean, apart = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+            for index, batch in enumerate(micro):
+                torch.manual_seed(derive_seed(self.request_seed(), step, index))
+                moved = batch.to(self.device)
+                with autocast(self.device, self.dtype):
+                    losses = mean_losses(self.model, moved)
+                (moved.weight * request.loss.shape(losses, moved.isolated)).sum().backward()  # type: ignore[no-untyped-call]
+                ordinary, isolated = group_means(losses, moved)
+                mean, apart = mean + ordinary, apart + isolated
+            steer(parameters, request.loss.direction(mean))
+            if s.max_grad_norm:
+                torch.nn.utils.clip_grad_norm_(parameters, s.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            self.progress(request.name, step + 1, plan.steps)
+            watch.observe(float(mean), float(apart))
+            watch.snapshot(self, step + 1)
+            if watch.should_stop:
+                break
+        return watch.result()
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device; ``"auto"`` is CUDA where there is a GPU, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise BackendError(f"device {device!r} is not known to torch") from error
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise BackendError(
+            f"device={device!r} was asked for, but torch sees no CUDA device; use 'auto' or 'cpu'"
+        )
+    return wanted
+
+
+def with_max_steps(request: Train, max_steps: int | None) -> Train:
+    """Apply the user's ``max_steps`` to a request that leaves its length to the user."""
+    if max_steps is None or request.steps is not None or request.epochs is not None:
+        return request
+    return replace(request, steps=max_steps)
+
+
+def weigh(step: list[Batch]) -> list[Batch]:
+    """Fill in every sample's weight once all micro-batches of the step are at hand."""
+    totals = torch.stack([group_totals(b.count, b.isolated) for b in step]).sum(dim=0)
+    check_targets(totals)
+    for batch in step:
+        batch.weight = coefficients(batch.count, batch.isolated, totals)
+    return step
+
+
+def group_means(losses: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return this micro-batch's share of the step's mean loss: of ordinary rows, of isolated rows."""
+    weighted = losses.detach() * batch.weight
+    return weighted[~batch.isolated].sum(), weighted[batch.isolated].sum()
+
+
+def steer(parameters: list[nn.Parameter], direction: Tensor | None) -> None:
+    """Multiply the step's gradient by the rule's direction, before clipping and without a host synchronization."""
+    if direction is None:
+        return
+    grads = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_mul_(grads, direction.to(grads[0].device, grads[0].dtype))
+
+
+class Watch:
+    """Keeps what a training has to answer for: snapshots, the latest losses, the stop rule."""
+
+    _SMOOTH = 5  # steps in the running mean of the isolated loss
+
+    def __init__(self, request: Train) -> None:
+        self.request = request
+        self.steps = 0
+        self.losses: list[float] = []
+        self.isolated: list[float] = []
+        self.should_stop = False
+
+    def snapshot(self, driver: Driver, step: int) -> None:
+        """Record an evaluation pass if one is due after ``step``."""
+        if step in self.request.snapshots and self.request.records is not None:
+            name = f"{self.request.name}: losses after step {step}"
+            self.request.records.snapshot(step, driver.score(Score(name=name)))
+
+    def observe(self, mean: float, isolated: float) -> None:
+        """Take note of one finished step."""
+        self.steps += 1
+        self.losses = [*self.losses[-self._SMOOTH + 1 :], mean]
+        if not np.isfinite(mean):
+            raise DefenseInert(
+                f"{self.request.name}: the loss became {mean} at step {self.steps}; lower the rate"
+            )
+        if self.request.isolated is not None:
+            self.isolated = [*self.isolated[-self._SMOOTH + 1 :], isolated]
+            limit = self.request.stop_above
+            full = len(self.isolated) == self._SMOOTH
+            self.should_stop = limit is not None and full and float(np.mean(self.isolated)) > limit
+
+    def result(self) -> Trained:
+        """Return the answer to the request."""
+        apart = float(np.mean(self.isolated)) if self.isolated else None
+        return Trained(self.steps, float(np.mean(self.losses)), apart, self.should_stop)

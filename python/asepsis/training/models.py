@@ -1,0 +1,147 @@
+"""Load a model and its tokenizer by name, folder or packaged demo name: safetensors only, no remote code."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from asepsis.data import Data
+from asepsis.data.packaged import PackagedModel, packaged_model
+from asepsis.errors import ModelError
+
+log = logging.getLogger("asepsis")
+
+
+def load_for(data: Data, name: str | Path, *, seed: int = 0) -> tuple[nn.Module, Any]:
+    """Return ``(model, tokenizer)`` fit for training on ``data``; a new classification head is drawn from ``seed``.
+
+    Parameters
+    ----------
+    name : str or Path
+        A folder, a hub id, ``demo:encoder`` or ``demo:causal``; ``demo:causal:8`` takes the first 8 layers.
+
+    Raises
+    ------
+    ModelError
+        If nothing can be loaded from there, or its head does not fit the number of classes.
+    """
+    kind = "sequence-classification" if data.task == "classification" else "causal-lm"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _load(str(name), kind, data.n_classes)
+    tokenizer = load_tokenizer(name)
+    _pad(model, tokenizer)
+    if data.n_classes is not None and model.config.num_labels != data.n_classes:
+        raise ModelError(f"{name} has {model.config.num_labels} classes, the data has {data.n_classes}")
+    return model, tokenizer
+
+
+def load_trained(folder: str | Path) -> tuple[nn.Module, Any]:
+    """Return a model as it was saved: a checkpoint folder, or an adapter folder with its base."""
+    import json
+
+    path = Path(folder)
+    if not path.is_dir():
+        raise ModelError(f"{folder} is not a folder with a saved model")
+    adapter = path / "adapter_config.json"
+    if adapter.exists():
+        from peft import PeftModel
+
+        manifest = json.loads((path / "asepsis.json").read_text()) if (path / "asepsis.json").exists() else {}
+        settings = json.loads(adapter.read_text())
+        task = settings.get("task_type")
+        kind = "sequence-classification" if task == "SEQ_CLS" else "causal-lm"
+        base = manifest.get("model") or settings.get("base_model_name_or_path")
+        if not base:
+            raise ModelError(f"{folder}: the adapter does not name its base model")
+        model: nn.Module = PeftModel.from_pretrained(
+            _load(str(base), kind, manifest.get("n_classes")), str(path), use_safetensors=True
+        )
+    else:
+        config = _config(str(path))
+        causal = any("CausalLM" in a or "LMHead" in a for a in config.architectures or [])
+        model = _load(str(path), "causal-lm" if causal else "sequence-classification", None)
+    tokenizer = load_tokenizer(path)
+    _pad(model, tokenizer)
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """Return the tokenizer of a folder, a hub id or a packaged model, with a pad token."""
+    from transformers import AutoTokenizer
+
+    packaged, _ = _demo(str(name))
+    try:
+        if packaged is not None and packaged.gguf_file:
+            tokenizer = AutoTokenizer.from_pretrained(str(packaged.path), gguf_file=packaged.gguf_file)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(str(packaged.path if packaged else name))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no tokenizer in {name}: {_first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"  # per-sample losses are read from the left
+    return tokenizer
+
+
+def _demo(name: str) -> tuple[PackagedModel | None, int | None]:
+    if not name.startswith("demo:"):
+        return None, None
+    kind, _, layers = name.removeprefix("demo:").partition(":")
+    if layers and not layers.isdecimal():
+        raise ModelError(f"{name}: what follows the second colon is a number of layers, got {layers!r}")
+    return packaged_model(f"demo:{kind}"), int(layers) if layers else None
+
+
+def _config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no model in {name}: {_first_line(error)}") from error
+
+
+def _load(name: str, kind: str, n_classes: int | None) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    packaged, layers = _demo(name)
+    auto = AutoModelForSequenceClassification if kind == "sequence-classification" else AutoModelForCausalLM
+    options: dict[str, Any] = (
+        {"num_labels": n_classes} if n_classes and kind == "sequence-classification" else {}
+    )
+    source = str(packaged.path) if packaged else name
+    if packaged is not None and packaged.gguf_file:
+        options["gguf_file"] = packaged.gguf_file
+    else:
+        options["use_safetensors"] = True  # a pickle checkpoint is refused, never read
+    if layers is not None:
+        options["num_hidden_layers"] = layers
+    try:
+        model = auto.from_pretrained(source, dtype=torch.float32, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"cannot load {name} as {kind}: {_first_line(error)}") from error
+    if packaged is not None and packaged.gguf_file:
+        _forget_quantization(model)
+    return model
+
+
+def _forget_quantization(model: Any) -> None:
+    """Make a dequantized GGUF model an ordinary one: transformers refuses to save it otherwise."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.is_quantized = False
+    model.hf_quantizer = None
+
+
+def _pad(model: Any, tokenizer: Any) -> None:
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,50 @@
+//! One epoch of losses.
+
+use crate::{Error, Result};
+
+/// A loss per sample, and which samples have one. A NaN that was observed is a loss; a missing loss is a clear bit.
+#[derive(Debug, Clone)]
+pub(crate) struct Column {
+    losses: Vec<f32>,
+    observed: Vec<u64>,
+}
+
+impl Column {
+    pub(crate) fn new(n: usize) -> Result<Self> {
+        Ok(Self { losses: filled(n, f32::NAN)?, observed: filled(n.div_ceil(64), 0)? })
+    }
+
+    pub(crate) fn losses(&self) -> &[f32] {
+        &self.losses
+    }
+
+    pub(crate) fn set(&mut self, row: usize, loss: f32) {
+        self.losses[row] = loss;
+        self.observed[row / 64] |= 1 << (row % 64);
+    }
+
+    pub(crate) fn get(&self, row: usize) -> Option<f32> {
+        self.is_observed(row).then(|| self.losses[row])
+    }
+
+    pub(crate) fn is_observed(&self, row: usize) -> bool {
+        self.observed[row / 64] >> (row % 64) & 1 == 1
+    }
+
+    pub(crate) fn n_observed(&self) -> usize {
+        self.observed.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// The observed rows, ascending, with their losses.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (usize, f32)> + '_ {
+        self.losses.iter().enumerate().filter_map(|(row, &loss)| self.is_observed(row).then_some((row, loss)))
+    }
+}
+
+/// A vector of `n` times `value`, or an error where `vec!` would end the process.
+pub(crate) fn filled<T: Clone>(n: usize, value: T) -> Result<Vec<T>> {
+    let mut filled = Vec::new();
+    filled.try_reserve_exact(n).map_err(|_| Error::OutOfMemory { n })?;
+    filled.resize(n, value);
+    Ok(filled)
+}

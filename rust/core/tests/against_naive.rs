@@ -1,0 +1,307 @@
+//! Every routine against a twin of a few lines that is right by looking at it.
+
+use std::cmp::Ordering;
+
+use asepsis_core::{
+    Error, Ledger, NanPolicy, RankMethod, Reducer, bottom_k, bottom_k_per_class, jaccard, key, ranks,
+};
+use proptest::prelude::*;
+
+const POLICIES: [NanPolicy; 2] = [NanPolicy::Last, NanPolicy::Drop];
+
+fn loss() -> impl Strategy<Value = f32> {
+    let special = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        -f32::NAN,
+        f32::MIN_POSITIVE / 4.0,
+    ];
+    prop_oneof![3 => prop::sample::select(special.to_vec()), 1 => prop::num::f32::ANY, 2 => -1.0f32..20.0]
+}
+
+fn losses() -> impl Strategy<Value = Vec<f32>> {
+    prop::collection::vec(loss(), 0..80)
+}
+
+fn compare(a: f32, b: f32) -> Ordering {
+    a.partial_cmp(&b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
+}
+
+fn argsort(values: &[f32]) -> Vec<i64> {
+    let mut order: Vec<i64> = (0..values.len() as i64).collect();
+    order.sort_by(|&a, &b| compare(values[a as usize], values[b as usize]));
+    order
+}
+
+fn pickable(values: &[f32], nan: NanPolicy) -> usize {
+    values.iter().filter(|x| nan == NanPolicy::Last || !x.is_nan()).count()
+}
+
+proptest! {
+    #[test]
+    fn keys_order_as_the_values_do(a in loss(), b in loss()) {
+        prop_assert_eq!(key(a).cmp(&key(b)), compare(a, b));
+    }
+
+    #[test]
+    fn bottom_k_is_the_head_of_a_stable_argsort(values in losses(), share in 0.0f64..=1.0) {
+        for nan in POLICIES {
+            let available = pickable(&values, nan);
+            for k in [0, (share * available as f64) as usize, available] {
+                prop_assert_eq!(&bottom_k(&values, k, nan).unwrap(), &argsort(&values)[..k]);
+            }
+            let k = available + 1;
+            prop_assert_eq!(bottom_k(&values, k, nan), Err(Error::TooFew { k, available }));
+        }
+    }
+
+    #[test]
+    fn a_forbidden_nan_is_reported_with_its_place(values in losses()) {
+        let wanted = values.iter().position(|x| x.is_nan()).map(|first| {
+            Error::Nan { count: values.len() - pickable(&values, NanPolicy::Drop), first }
+        });
+        prop_assert_eq!(bottom_k(&values, 0, NanPolicy::Error).err(), wanted.clone());
+        prop_assert_eq!(ranks(&values, RankMethod::Min, NanPolicy::Error).err(), wanted);
+    }
+
+    #[test]
+    fn every_class_is_picked_as_if_alone(rows in prop::collection::vec((loss(), 0i64..4), 0..80), ratio in 0.001f64..=1.0) {
+        let (values, labels): (Vec<f32>, Vec<i64>) = rows.iter().copied().unzip();
+        for nan in POLICIES {
+            let mut wanted = Ok(vec![]);
+            let mut offsets = vec![0];
+            for class in 0..5 { // the last is always empty
+                let members: Vec<i64> = (0..).zip(&labels).filter(|&(_, &label)| label == class).map(|(row, _)| row).collect();
+                let own: Vec<f32> = members.iter().map(|&row| values[row as usize]).collect();
+                let k = if own.is_empty() { 0 } else { 1.max((ratio * own.len() as f64).floor() as usize) };
+                let available = pickable(&own, nan);
+                if k > available {
+                    wanted = wanted.and(Err(Error::ClassTooSmall { class: class as usize, k, available }));
+                } else if let Ok(wanted) = &mut wanted {
+                    wanted.extend(argsort(&own)[..k].iter().map(|&i| members[i as usize]));
+                    offsets.push(wanted.len() as i64);
+                }
+            }
+            match bottom_k_per_class(&values, &labels, ratio, 5, nan) {
+                Ok(picked) => {
+                    prop_assert_eq!(Ok(picked.indices), wanted);
+                    prop_assert_eq!(picked.offsets, offsets);
+                }
+                Err(error) => prop_assert_eq!(Err(error), wanted),
+            }
+        }
+    }
+
+    #[test]
+    fn ranks_count_what_comes_before(values in losses()) {
+        for nan in POLICIES {
+            let ordinal = ranks(&values, RankMethod::Ordinal, nan).unwrap();
+            let average = ranks(&values, RankMethod::Average, nan).unwrap();
+            let min = ranks(&values, RankMethod::Min, nan).unwrap();
+            for (i, &x) in values.iter().enumerate() {
+                if nan == NanPolicy::Drop && x.is_nan() {
+                    prop_assert!(ordinal[i].is_nan() && average[i].is_nan() && min[i].is_nan());
+                    continue;
+                }
+                let smaller = values.iter().filter(|&&y| compare(y, x).is_lt()).count() as f64;
+                let equal = values.iter().filter(|&&y| compare(y, x).is_eq()).count() as f64;
+                let equal_before = values[..i].iter().filter(|&&y| compare(y, x).is_eq()).count() as f64;
+                prop_assert_eq!(ordinal[i], smaller + equal_before);
+                prop_assert_eq!(average[i], smaller + (equal - 1.0) / 2.0);
+                prop_assert_eq!(min[i], smaller);
+            }
+        }
+    }
+
+    #[test]
+    fn jaccard_is_common_over_all(a in prop::collection::vec(0i64..20, 0..20), b in prop::collection::vec(0i64..20, 0..20)) {
+        let common = (0..20).filter(|x| a.contains(x) && b.contains(x)).count();
+        let all = (0..20).filter(|x| a.contains(x) || b.contains(x)).count();
+        prop_assert_eq!(jaccard(&a, &b), if all == 0 { 1.0 } else { common as f64 / all as f64 });
+    }
+}
+
+const N: usize = 9;
+const DECAY: f64 = 0.7;
+
+/// Epochs of batches of `(position, loss)`; repeats inside a batch and between batches are frequent.
+fn history() -> impl Strategy<Value = Vec<Vec<Vec<(i64, f32)>>>> {
+    let batch = prop::collection::vec((0..N as i64, loss()), 0..6);
+    let mut epoch = prop::collection::vec(batch, 1..4).boxed();
+    epoch =
+        epoch.prop_filter("something is observed", |batches| batches.iter().any(|b| !b.is_empty())).boxed();
+    prop::collection::vec(epoch, 1..5)
+}
+
+fn record(history: &[Vec<Vec<(i64, f32)>>]) -> (Ledger, Vec<[Option<f32>; N]>) {
+    let mut ledger = Ledger::new(N, DECAY).unwrap();
+    let mut columns = vec![];
+    for epoch in history {
+        let mut column = [None; N];
+        for batch in epoch {
+            let (positions, losses): (Vec<i64>, Vec<f32>) = batch.iter().copied().unzip();
+            ledger.observe(&positions, &losses).unwrap();
+            batch.iter().for_each(|&(position, loss)| column[position as usize] = Some(loss));
+        }
+        let seen: Vec<f32> = column.iter().flatten().copied().collect();
+        let coverage = ledger.end_epoch().unwrap();
+        assert_eq!((coverage.observed, coverage.n), (seen.len(), N));
+        assert_eq!(coverage.nan, seen.iter().filter(|x| x.is_nan()).count());
+        assert_eq!(coverage.inf, seen.iter().filter(|x| x.is_infinite()).count());
+        columns.push(column);
+    }
+    (ledger, columns)
+}
+
+/// Each reducer as its definition reads, on the `(epoch, loss)` pairs of one sample and its normalized ranks.
+fn naive(by: Reducer, points: &[(f64, f64)], ranks: &[f64], n_columns: usize) -> f64 {
+    let losses: Vec<f64> = points.iter().map(|p| p.1).collect();
+    let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
+    let ema = |x: &[f64]| x[1..].iter().fold(x[0], |ema, new| DECAY * ema + (1.0 - DECAY) * new);
+    let (first, last) = (points[0], points[points.len() - 1]);
+    match by {
+        Reducer::Last => last.1,
+        Reducer::Ema => ema(&losses),
+        Reducer::Mean => mean(&losses),
+        Reducer::MeanRank => mean(ranks),
+        Reducer::RankEma => ema(ranks),
+        Reducer::AucLoss if points.len() == 1 => last.1,
+        Reducer::AucLoss => {
+            let areas = points.windows(2).map(|p| (p[1].0 - p[0].0) * (p[0].1 + p[1].1) / 2.0);
+            areas.sum::<f64>() / (last.0 - first.0)
+        }
+        Reducer::FirstBelow(t) => {
+            points.iter().find(|p| p.1 < f64::from(t)).map_or(n_columns as f64, |p| p.0)
+        }
+        Reducer::Drop => last.1 - first.1,
+        Reducer::Seep => {
+            let clipped = |l: &f64| if *l < 1e-6 { 1e-6 } else { *l };
+            -mean(&losses.iter().map(|l| 1.0 / (1.0 - (-clipped(l)).exp())).collect::<Vec<_>>())
+        }
+    }
+}
+
+fn close(got: f32, wanted: f64) -> bool {
+    let wanted = wanted as f32;
+    got == wanted || (got.is_nan() && wanted.is_nan()) || (got - wanted).abs() <= 1e-5 * (wanted.abs() + 1e-6)
+}
+
+proptest! {
+    #[test]
+    fn columns_hold_the_last_write_and_tell_missing_from_nan(history in history()) {
+        let (ledger, columns) = record(&history);
+        prop_assert_eq!(ledger.n_columns(), columns.len());
+        for (i, column) in columns.iter().enumerate() {
+            let (losses, observed) = (ledger.column(i).unwrap(), ledger.observed(i).unwrap());
+            for (row, wanted) in column.iter().enumerate() {
+                prop_assert_eq!(observed[row], wanted.is_some());
+                let wanted = wanted.unwrap_or(f32::NAN);
+                prop_assert!(losses[row] == wanted || losses[row].is_nan() && wanted.is_nan());
+            }
+        }
+    }
+
+    #[test]
+    fn scores_are_what_the_definitions_say(history in history(), threshold in -1.0f32..20.0) {
+        let (ledger, columns) = record(&history);
+        let normalized: Vec<Vec<f64>> = columns.iter().map(|column| {
+            let seen: Vec<f32> = column.iter().flatten().copied().collect();
+            let m = seen.len() as f64;
+            let mut own = ranks(&seen, RankMethod::Average, NanPolicy::Last).unwrap().into_iter().map(|r| (r + 0.5) / m);
+            column.iter().map(|x| if x.is_some() { own.next().unwrap() } else { f64::NAN }).collect()
+        }).collect();
+        for by in [
+            Reducer::Last, Reducer::Ema, Reducer::Mean, Reducer::MeanRank, Reducer::RankEma, Reducer::AucLoss,
+            Reducer::FirstBelow(threshold), Reducer::Drop, Reducer::Seep,
+        ] {
+            for (row, &score) in ledger.scores(by).unwrap().iter().enumerate() {
+                let seen = columns.iter().enumerate().filter_map(|(e, column)| Some((e, column[row]?)));
+                let points: Vec<(f64, f64)> = seen.clone().map(|(e, loss)| (e as f64, f64::from(loss))).collect();
+                let own: Vec<f64> = seen.map(|(e, _)| normalized[e][row]).collect();
+                let wanted = if points.is_empty() { f64::NAN } else { naive(by, &points, &own, columns.len()) };
+                prop_assert!(close(score, wanted), "{by:?} of {points:?}: got {score}, wanted {wanted}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_refused_batch_leaves_no_trace(good in prop::collection::vec((0..N as i64, loss()), 1..6), bad in prop_oneof![Just(-1i64), Just(N as i64), Just(i64::MIN), Just(i64::MAX)]) {
+        let (mut ledger, _) = record(&[vec![vec![(0, 1.0)]]]);
+        let (mut positions, mut values): (Vec<i64>, Vec<f32>) = good.iter().copied().unzip();
+        let at = positions.len();
+        positions.push(bad);
+        let short = Error::LengthMismatch { name: "losses", got: at, wanted: at + 1 };
+        prop_assert_eq!(ledger.observe(&positions, &values), Err(short));
+        values.push(0.0);
+        let outside = Error::PositionOutOfRange { position: bad, at, n: N };
+        prop_assert_eq!(ledger.observe(&positions, &values), Err(outside));
+        prop_assert_eq!(ledger.end_epoch(), Err(Error::NothingObserved));
+    }
+}
+
+#[test]
+fn an_average_stays_where_it_was_while_a_sample_is_away() {
+    let mut ledger = Ledger::new(2, 0.5).unwrap();
+    for (positions, losses) in [(vec![0, 1], vec![4.0, 1.0]), (vec![1], vec![3.0]), (vec![0], vec![0.0])] {
+        ledger.observe(&positions, &losses).unwrap();
+        ledger.end_epoch().unwrap();
+    }
+    assert_eq!(ledger.scores(Reducer::Ema).unwrap(), [2.0, 2.0]);
+    assert_eq!(ledger.scores(Reducer::RankEma).unwrap(), [0.625, 0.375]);
+}
+
+#[test]
+fn an_open_epoch_is_not_scored() {
+    let mut ledger = Ledger::new(3, 0.9).unwrap();
+    assert_eq!(ledger.scores(Reducer::Last), Err(Error::NoColumns { pending: 0 }));
+    ledger.observe(&[2, 2], &[1.0, 2.0]).unwrap();
+    assert_eq!(ledger.scores(Reducer::Last), Err(Error::NoColumns { pending: 1 }));
+    assert_eq!(ledger.column(0), Err(Error::NoSuchColumn { index: 0, n_columns: 0 }));
+}
+
+#[test]
+fn settings_out_of_bounds_are_refused() {
+    for decay in [-0.1, 1.0, f64::NAN] {
+        assert!(matches!(Ledger::new(1, decay), Err(Error::OutOfBounds { name: "ema_decay", .. })));
+    }
+    assert!(matches!(Ledger::new(0, 0.9), Err(Error::OutOfBounds { name: "n", .. })));
+    assert!(matches!(Ledger::new(usize::MAX / 8, 0.9), Err(Error::OutOfMemory { .. })));
+    for ratio in [0.0, -1.0, 1.1, f64::NAN] {
+        let picked = bottom_k_per_class(&[1.0], &[0], ratio, 1, NanPolicy::Last);
+        assert!(matches!(picked, Err(Error::OutOfBounds { name: "ratio", .. })));
+    }
+    for label in [-1, 2] {
+        let picked = bottom_k_per_class(&[1.0], &[label], 0.5, 2, NanPolicy::Last);
+        assert_eq!(picked, Err(Error::LabelOutOfRange { label, at: 0, n_classes: 2 }));
+    }
+}
+
+#[test]
+fn a_threshold_goes_with_first_below_and_with_nothing_else() {
+    assert_eq!(Reducer::from_name("first_below", Some(0.5)), Ok(Reducer::FirstBelow(0.5)));
+    for (name, threshold) in [("first_below", None), ("first_below", Some(f32::NAN)), ("mean", Some(0.5))] {
+        assert!(matches!(Reducer::from_name(name, threshold), Err(Error::OutOfBounds { .. })));
+    }
+}
+
+#[test]
+fn messages_start_lower_case_and_hold_the_numbers() {
+    let messages = [
+        (Error::TooFew { k: 5, available: 3 }, "5 values were asked for, only 3 can be picked"),
+        (
+            Error::PositionOutOfRange { position: -7, at: 2, n: 10 },
+            "position -7 (entry 2 of the batch) is outside 0..10; nothing was recorded",
+        ),
+        (Error::LabelOutOfRange { label: 4, at: 1, n_classes: 3 }, "label 4 of row 1 is outside 0..3"),
+    ];
+    for (error, wanted) in messages {
+        assert_eq!(error.to_string(), wanted);
+    }
+    let unknown = "mode".parse::<RankMethod>().unwrap_err().to_string();
+    assert_eq!(unknown, "method must be one of ordinal, average, min, got \"mode\"");
+}
