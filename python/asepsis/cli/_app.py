@@ -21,6 +21,14 @@ Table = Mapping[str, "str | Table"]
 #: Name to the first line of its help; a table inside the table is a group, its own line under "".
 VERBS: Table = {
     "doctor": "Say what is installed, which GPU is seen, which kernels run and why not.",
+    "demo": "Show the main job on packaged real text: ABL against BadNets, beside its controls.",
+    "attack": "Poison a file for evaluation, or make triggered test rows of it.",
+    "train": "Train on untrusted rows under a defense.",
+    "evaluate": "Measure clean accuracy, and attack success where triggered rows are given.",
+    "scan": {
+        "": "Look for poison.",
+        "data": "Say which rows look poisoned.",
+    },
     "cite": "Print the reference of a defense's paper.",
 }
 
@@ -85,7 +93,7 @@ def _unnamed() -> None:
 
 def _say_version(wanted: object) -> None:
     if wanted:
-        from asepsis._about import __version__
+        from asepsis import __version__
 
         typer.echo(f"asepsis {__version__}")
         raise typer.Exit

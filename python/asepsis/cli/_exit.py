@@ -44,7 +44,10 @@ def translate(*, debug: bool) -> Iterator[Result]:
     try:
         yield result
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        # typer turns a closed pipe into exit code 1, which here means findings
+        if not isinstance(error if isinstance(error, OSError) else error.__context__, BrokenPipeError):
+            raise
         # the interpreter flushes stdout once more at exit and would complain again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         result.code = ExitCode.CLOSED

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
-from importlib.util import find_spec
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
-from asepsis import _about
 from asepsis.cli._exit import ExitCode
 
 Report = dict[str, Any]
+
+#: Distributions without which asepsis does not work, in the order reports show them.
+REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
+
+#: Distributions that add something when present.
+OPTIONAL = ("triton", "trl", "matplotlib", "gguf")
 
 
 def doctor(
@@ -34,31 +39,24 @@ def doctor(
 
 def examine() -> Report:
     """Return what ``asepsis doctor --json`` prints; ``broken`` lists what keeps asepsis from working at all."""
-    packages = {name: _version(name) for name in (*_about.REQUIRED, *_about.OPTIONAL)}
-    native = _native()
-    broken = [
-        f"{name} is not installed: pip install {name}" for name in _about.REQUIRED if packages[name] is None
-    ]
-    if native["problem"]:
-        broken.append(native["problem"])
+    from asepsis import __version__
+
+    packages = {name: _version(name) for name in (*REQUIRED, *OPTIONAL)}
+    broken = [f"{name} is not installed: pip install {name}" for name in REQUIRED if packages[name] is None]
+    installed = _version("asepsis")
+    if installed != __version__:
+        # an editable install keeps the library of the last build beside newer files
+        broken.append(f"the Rust core is {__version__}, the installed asepsis {installed}: install it again")
     has_torch = packages["torch"] is not None
     return {
-        "asepsis": _about.__version__,
-        "native": native,
+        "asepsis": __version__,
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "platform": platform.platform(),
         "packages": packages,
         "cpu": _cpu(has_torch=has_torch),
         "gpu": _gpu(has_torch=has_torch),
-        "kernels": _kernels(has_torch=has_torch),
-        "demo": {
-            package.provides: {
-                "package": package.distribution,
-                "installed": find_spec(package.module) is not None,
-            }
-            for package in _about.DEMO_PACKAGES
-        },
-        "demo_install": _about.DEMO_INSTALL,
+        "kernels": _kernels() if has_torch else {},
+        "demo": _demo(),
         "broken": broken,
     }
 
@@ -66,7 +64,7 @@ def examine() -> Report:
 def render(report: Report) -> str:
     """Return the report as aligned plain lines."""
     rows = [
-        ("asepsis", f"{report['asepsis']}, native core {report['native']['version'] or 'missing'}"),
+        ("asepsis", report["asepsis"]),
         ("python", f"{report['python']['version']}  {report['python']['executable']}"),
         ("platform", report["platform"]),
         *((name, version or "not installed") for name, version in report["packages"].items()),
@@ -75,19 +73,17 @@ def render(report: Report) -> str:
     ]
     if not report["gpu"]["devices"]:
         rows.append(("gpu", f"none: {report['gpu']['reason']}"))
-    for operation, backends in report["kernels"].items():
-        runs = [name for name, reason in backends.items() if reason is None]
-        rows.append((operation, ", ".join(runs) or "no backend runs"))
-        rows.extend(("", f"not {name}: {reason}") for name, reason in backends.items() if reason is not None)
-    rows.extend(
-        (name, found["package"] if found["installed"] else f"{found['package']} is not installed")
-        for name, found in report["demo"].items()
-    )
-    if not all(found["installed"] for found in report["demo"].values()):
-        rows.append(("", f"the demo wants: {report['demo_install']}"))
+    for operation, devices in report["kernels"].items():
+        for device, backends in devices.items():
+            runs = [name for name, refusal in backends.items() if refusal is None]
+            rows.append((operation, f"{', '.join(runs) or 'nothing'} on {device}"))
+            # the rest of a refusal is advice for code, not for a report
+            why_not = [(name, refusal.partition(";")[0]) for name, refusal in backends.items() if refusal]
+            rows.extend(("", f"not {name}: {reason}") for name, reason in why_not)
+    rows.extend((name, problem or "present, checked") for name, problem in report["demo"].items())
     rows.extend(("BROKEN", reason) for reason in report["broken"])
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
 def _version(distribution: str) -> str | None:
@@ -95,20 +91,6 @@ def _version(distribution: str) -> str | None:
         return version_of(distribution)
     except PackageNotFoundError:
         return None
-
-
-def _native() -> Report:
-    try:
-        from asepsis import _native
-    except ImportError as error:
-        return {
-            "version": None,
-            "problem": f"the Rust core does not load ({error}): pip install --force-reinstall asepsis",
-        }
-    found = _native.__version__
-    # an editable install keeps the library of the last build beside newer Python files
-    stale = f"the Rust core is {found}, the Python files are {_about.__version__}: build again (make dev)"
-    return {"version": found, "problem": None if found == _about.__version__ else stale}
 
 
 def _cpu(*, has_torch: bool) -> Report:
@@ -146,11 +128,7 @@ def _gpu(*, has_torch: bool) -> Report:
 
     if not torch.cuda.is_available():
         without_cuda = torch.version.cuda is None and torch.version.hip is None
-        reason = (
-            "this torch was built without CUDA"
-            if without_cuda
-            else "no NVIDIA driver or no device is visible"
-        )
+        reason = "torch was built without CUDA" if without_cuda else "no NVIDIA driver or no visible device"
         return {"devices": [], "reason": reason}
     found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     devices = [
@@ -160,14 +138,54 @@ def _gpu(*, has_torch: bool) -> Report:
     return {"devices": devices, "reason": None}
 
 
-def _kernels(*, has_torch: bool) -> dict[str, dict[str, str | None]]:
-    """Return operation to backend to the reason why it does not run here, None where it does."""
-    if not has_torch:
-        return {}
-    from asepsis import kernels
+def _kernels() -> Report:
+    """Return operation to device to backend to its refusal, None where it ran: each is run on two numbers."""
+    import torch
 
-    answer: dict[str, dict[str, str | None]] = kernels.available_backends()
-    return answer
+    from asepsis import kernels
+    from asepsis.errors import BackendError
+
+    def attempt(probe: Callable[[Any], object], backend: str) -> str | None:
+        try:
+            probe(backend)
+        except BackendError as refusal:
+            return str(refusal)
+        return None
+
+    def probes(device: torch.device) -> dict[str, Callable[[Any], object]]:
+        x, y = torch.zeros(2, 2, device=device), torch.zeros(2, dtype=torch.int64, device=device)
+        return {
+            "bottom_k": lambda backend: kernels.bottom_k(x[0], 1, backend=backend),
+            "sample_loss": lambda backend: kernels.sample_loss(x, y, backend=backend),
+        }
+
+    devices = [torch.device(d) for d in ("cpu", "cuda") if d == "cpu" or torch.cuda.is_available()]
+    report: Report = {}
+    for device in devices:
+        for name, probe in probes(device).items():
+            tried = {b: attempt(probe, b) for b in get_args(kernels.Backend) if b != "auto"}
+            report.setdefault(name, {})[device.type] = tried
+    return report
+
+
+def _demo() -> dict[str, str | None]:
+    """Return each packaged model or text with what is wrong with it, None for nothing."""
+    from asepsis.data import packaged
+    from asepsis.errors import AsepsisError
+
+    finders: dict[str, Callable[[], object]] = {
+        "demo:encoder": lambda: packaged.demo_model("demo:encoder"),
+        "demo:causal": lambda: packaged.demo_model("demo:causal"),
+        "demo text": packaged.demo_text,
+    }
+    found: dict[str, str | None] = {}
+    for name, find in finders.items():
+        try:
+            find()
+            found[name] = None
+        except AsepsisError as problem:
+            found[name] = str(problem)
+    return found
 
 
 def _cpu_line(cpu: Report) -> str:
