@@ -147,7 +147,7 @@ def test_an_interrupt_is_130(plant: Callable) -> None:
     [
         (["doctr"], "doctor"),
         (["doctor", "--no-such-option"], "--no-such-option"),
-        (["cite"], "name"),
+        (["cite"], "Missing argument"),
         (["scan"], "Missing command"),
         (["demo", "--seed", "many"], "--seed"),
     ],
