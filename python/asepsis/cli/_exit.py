@@ -1,0 +1,82 @@
+"""Exit codes, and the one place where errors become lines on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+
+import typer
+
+from asepsis.errors import AsepsisError
+
+
+class ExitCode(IntEnum):
+    """What a script may rely on."""
+
+    OK = 0  # done, or clean
+    FINDINGS = 1  # a scan found something
+    ERROR = 2  # an error, or a scan that could not decide
+    NOTHING = 3  # nothing to scan
+    USAGE = 4  # the command line was wrong
+    INTERRUPTED = 130  # Ctrl-C
+    CLOSED = 141  # whoever read our output stopped reading
+
+
+@dataclass
+class Result:
+    """Filled in by the body of :func:`translate`, or by the error that ended it."""
+
+    code: int = ExitCode.OK
+
+
+# typer has carried its own copy of click since 0.26, so the class is reached through what typer exports
+_UsageError = typer.BadParameter.__mro__[1]
+
+
+@contextmanager
+def translate(*, debug: bool) -> Iterator[Result]:
+    """Turn whatever the body raises into one or two lines on stderr and a code; ``debug`` adds the traceback."""
+    result = Result()
+    try:
+        yield result
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as error:
+        # typer turns a closed pipe into exit code 1, which here means findings
+        if not isinstance(error if isinstance(error, OSError) else error.__context__, BrokenPipeError):
+            raise
+        # the interpreter flushes stdout once more at exit and would complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        result.code = ExitCode.CLOSED
+    except (KeyboardInterrupt, typer.Abort):
+        result.code = ExitCode.INTERRUPTED
+        _say("interrupted", debug=debug)
+    except AsepsisError as error:
+        result.code = ExitCode.ERROR
+        _say(f"error: {error}", debug=debug)
+    except OSError as error:
+        # a path that cannot be read or written is the user's affair, not a fault of ours
+        result.code = ExitCode.ERROR
+        _say(f"error: {error}", debug=debug)
+    except Exception as error:
+        if isinstance(error, _UsageError):
+            result.code = ExitCode.USAGE
+            context = getattr(error, "ctx", None)
+            message = getattr(error, "format_message", error.__str__)()
+            where = context.command_path if context else "asepsis"
+            _say(f"error: {message}\nTry '{where} --help'.", debug=debug)
+        else:
+            result.code = ExitCode.ERROR
+            hint = "" if debug else "\nRun again with --debug for the traceback."
+            _say(f"internal error: {type(error).__name__}: {error}{hint}", debug=debug)
+
+
+def _say(text: str, *, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    typer.echo(f"asepsis: {text}", err=True)

@@ -1,0 +1,185 @@
+"""What a user installs holds what the tree holds: a link to kernels/ is left out of a wheel silently if nobody looks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NATIVE = re.compile(r"asepsis/_native\.[^/]*\b(so|pyd)$")
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def maturin(*arguments: str | Path) -> None:
+    run(sys.executable, "-m", "maturin", *arguments, PYO3_PYTHON=sys.executable)
+
+
+def tracked() -> set[str]:
+    """Files of the package in the tree, by the path they have once installed."""
+    listed = run(
+        "git", "ls-files", "--cached", "--others", "--exclude-standard", "kernels", "python"
+    ).splitlines()
+    real = [path for path in listed if not (ROOT / path).is_symlink() and (ROOT / path).exists()]
+    return {re.sub("^kernels/", "asepsis/kernels/", path).removeprefix("python/") for path in real}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    maturin("build", "--release", "--locked", "--out", out)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("installed")
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        target,
+        wheel,
+    )
+    return target
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sdist")
+    maturin("sdist", "--out", out)
+    (built,) = out.glob("*.tar.gz")
+    return built
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_wheel_holds_the_files_of_the_tree_and_one_library(wheel: Path) -> None:
+    names = [n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n]
+    libraries = [n for n in names if NATIVE.search(n)]
+    assert len(libraries) == 1
+    assert len(names) == len(set(names))
+    assert set(names) - set(libraries) == tracked()
+    assert {"asepsis/kernels/bottom_k.py", "asepsis/py.typed", "asepsis/_native.pyi"} <= set(names)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_wheel_is_small_and_fits_every_python_from_310(wheel: Path) -> None:
+    assert "-cp310-abi3-" in wheel.name
+    assert wheel.stat().st_size < 2_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_wheel_carries_licence_command_and_version(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (info,) = {n.split("/")[0] for n in archive.namelist() if ".dist-info/" in n}
+    workspace = (ROOT / "Cargo.toml").read_text(encoding="utf-8")
+    version = re.search(r'^version = "(.+)"$', workspace, re.MULTILINE)
+    assert version is not None
+    assert info == f"asepsis-{version.group(1)}.dist-info"
+    assert archive.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
+    assert "asepsis=asepsis.cli:main" in archive.read(f"{info}/entry_points.txt").decode().replace(" ", "")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_installed_wheel_is_whole_without_the_tree(installed: Path, tmp_path: Path) -> None:
+    program = """
+import json, asepsis, asepsis.kernels, asepsis._native, torch
+print(json.dumps({
+    "files": [asepsis.__file__, asepsis.kernels.__file__, asepsis._native.__file__],
+    "lowest": asepsis.kernels.bottom_k(torch.tensor([2.0, 0.0, 1.0]), 2, backend="native").tolist(),
+}))
+"""
+    said = json.loads(run(sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(installed)))
+    assert all(Path(file).is_relative_to(installed) for file in said["files"])
+    assert said["lowest"] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_installed_command_answers(installed: Path, tmp_path: Path) -> None:
+    said = run(installed / "bin" / "asepsis", "--version", cwd=tmp_path, PYTHONPATH=str(installed))
+    assert re.fullmatch(r"asepsis \d+\.\d+\.\d+\n", said)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_sdist_holds_each_kernel_once_as_a_real_file(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        members = {m.name.split("/", 1)[1]: m for m in archive}
+    kernels = {n for n in tracked() if n.startswith("asepsis/kernels/")}
+    assert kernels == {
+        n.removeprefix("python/") for n in members if "kernels/" in n and n.startswith("python/")
+    }
+    assert all(members[f"python/{name}"].isfile() for name in kernels)
+    assert not [name for name in members if name.startswith("kernels/")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_wheel_built_from_the_sdist_holds_what_the_trees_wheel_holds(
+    wheel: Path, sdist: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    target = os.environ.get("CARGO_TARGET_DIR", str(ROOT / "target"))
+    command = (sys.executable, "-m", "maturin", "build", "--release", "--locked", "--out", tmp_path)
+    run(*command, cwd=unpacked, PYO3_PYTHON=sys.executable, CARGO_TARGET_DIR=target)
+    (built,) = tmp_path.glob("*.whl")
+
+    def content(path: Path) -> set[str]:
+        return {n for n in zipfile.ZipFile(path).namelist() if ".dist-info/" not in n}
+
+    assert content(built) == content(wheel)
+
+
+def test_the_packaged_models_and_text_are_pinned_where_the_makefile_installs_them() -> None:
+    from asepsis.data import packaged
+
+    projects = {packages[0].project for packages in packaged._MODELS.values()} | {packaged._TEXT.project}
+    pins = set((ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").splitlines())
+    assert projects <= pins
+    sources = (ROOT / "Makefile").read_text(encoding="utf-8") + (ROOT / "pyproject.toml").read_text(
+        encoding="utf-8"
+    )
+    assert not [project for project in projects if project.split("==")[0] not in sources]
+
+
+def test_every_python_dependency_is_pinned_for_ci() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    wanted = re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    assert wanted is not None
+    pins = (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").lower()
+    names = re.findall(r'"([A-Za-z0-9_-]+)', wanted.group(1))
+    assert names
+    assert not [name for name in names if f"\n{name.lower()}==" not in pins]
