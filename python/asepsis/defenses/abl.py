@@ -134,8 +134,12 @@ class AblConfig(DefenseConfig):
         if self.drop_ratio != "auto" and not 0 <= self.drop_ratio < 1:
             raise ConfigError(f"drop_ratio must be 'auto' or lie in [0, 1), got {self.drop_ratio!r}")
         for name in ("grow_steps", "learning_rate_scale", "unlearn_learning_rate_scale"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)!r}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be finite and not negative, got {getattr(self, name)!r}")
+        for name in ("gamma", "max_loss"):
+            level = getattr(self, name)
+            if level != "auto" and not 0 < level < math.inf:
+                raise ConfigError(f"{name} must be 'auto' or positive and finite, got {level!r}")
         for name in ("most_groups", "most_classes", "length_buckets"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)!r}")
@@ -244,7 +248,7 @@ class Abl(Defense[AblConfig]):
             snapshots=c.snapshots,
             records=trace,
         )
-        rankings = self._rankings(trace, data)
+        rankings = self._rankings(trace, data, gamma)
         if data.task == "classification" and c.grow_steps > 0:
             tried = yield from find_group(
                 start,
@@ -265,14 +269,15 @@ class Abl(Defense[AblConfig]):
         report = self._report(trace, rankings, tried, best, data, gamma)
         return _Stage1(start, base, best, report)
 
-    def _rankings(self, trace: _Trace, data: Data) -> list[Ranking]:
+    def _rankings(self, trace: _Trace, data: Data, gamma: float) -> list[Ranking]:
         """Return a ranking for each snapshot, or one for reducers that look at all of them."""
         c, ledger = self.config, trace.ledger
         if c.rank_by in ("drop", "last"):
             before = ledger.column(0) if c.rank_by == "drop" else np.float32(0)
             found = [Ranking(trace.steps[t], ledger.column(t) - before) for t in range(1, ledger.n_columns)]
         else:
-            found = [Ranking(trace.steps[-1], ledger.scores(c.rank_by))]
+            level = gamma if c.rank_by == "first_below" else None
+            found = [Ranking(trace.steps[-1], ledger.scores(c.rank_by, threshold=level))]
         if data.responses is not None and c.length_buckets > 1:
             lengths = np.array([len(response) for response in data.responses])
             found = [Ranking(r.step, within_buckets(r.scores, lengths, c.length_buckets)) for r in found]
