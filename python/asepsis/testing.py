@@ -31,7 +31,8 @@ def tiny_classifier(seed: int, *, n_classes: int = 2, dropout: float = 0.1) -> t
     from transformers import BertConfig, BertForSequenceClassification
 
     tokenizer = _tokenizer(classifier=True)
-    config = BertConfig(
+    settings: Any = BertConfig  # typed without the fields it inherits
+    config = settings(
         vocab_size=len(tokenizer),
         hidden_size=32,
         num_hidden_layers=2,
@@ -202,15 +203,14 @@ def _tokenizer(*, classifier: bool) -> Any:
 
     topics = [f"topic{c}{letter}" for c in range(_MOST_CLASSES) for letter in "abcdef"[:_TOPIC_WORDS]]
     vocabulary = {word: i for i, word in enumerate([*_SPECIAL, *_NEUTRAL, *topics, TRIGGER])}
+    fast: Any = PreTrainedTokenizerFast
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if not classifier:
-        return PreTrainedTokenizerFast(
-            tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]"
-        )
+        return fast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]")
     inner.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[(t, vocabulary[t]) for t in ("[CLS]", "[SEP]")]
     )
-    return PreTrainedTokenizerFast(
+    return fast(
         tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )
