@@ -201,7 +201,13 @@ class Abl(Defense[AblConfig]):
         c, limit = self.config, self._max_loss(data, stage1.base)
         losses: Losses = yield Score(name="losses of the isolated rows", rows=isolated)
         before = float(np.nanmean(losses.mean[data.positions(isolated)]))
-        report: dict[str, Any] = {"max_loss": limit, "loss_before": before, "loss_after": before, "steps": 0, "reached": True}
+        report: dict[str, Any] = {
+            "max_loss": limit,
+            "loss_before": before,
+            "loss_after": before,
+            "steps": 0,
+            "reached": True,
+        }
         stage1.report["unlearned"] = report
         if before >= limit:
             return 0  # training without the dropped rows was enough
