@@ -17,7 +17,7 @@ from asepsis._native import __version__
 if TYPE_CHECKING:
     from asepsis.data import Data as Data
     from asepsis.data import read as read
-    from asepsis.defenses.abl import AblConfig as AblConfig
+    from asepsis.defenses._abl_config import AblConfig as AblConfig
     from asepsis.training import Run as Run
     from asepsis.training import Settings as Settings
     from asepsis.training import defend as defend
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from asepsis.training.scan import scan_data as scan_data
 
 _HOMES = {
-    "AblConfig": "asepsis.defenses.abl",
+    "AblConfig": "asepsis.defenses._abl_config",
     "Data": "asepsis.data",
     "Run": "asepsis.training",
     "Scan": "asepsis.training.scan",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from asepsis.cli._exit import ExitCode
 
 

@@ -166,8 +166,9 @@ def contrast(
     suspects = candidates[np.argsort(ranking.scores[candidates], kind="stable")][:count]
     shown, held_out = suspects[::2], suspects[1::2]
     ordinary = np.setdiff1d(np.flatnonzero(in_class & eligible), suspects)
+    none = Group(np.empty(0, np.int64), -ranking.scores, 0.0, 0.0, label, ranking.step)
     if len(held_out) < 2 or len(ordinary) < len(suspects):
-        return Group(np.empty(0, np.int64), -ranking.scores, 0.0, 0.0, label, ranking.step)
+        return none
     ids = data.sample_ids
     is_shown = np.isin(np.arange(len(data)), shown).astype(np.int64)
     as_shown = Relabel(ids, np.ones(len(data), np.int64))
@@ -184,6 +185,8 @@ def contrast(
     after: Losses = yield Score(name=f"recognition in class {label}", rows=ids[in_class], relabel=as_shown)
     members = np.flatnonzero(in_class & eligible)
     odds = log_odds(after.mean) - before  # a new head is random: only the change says something
+    if not np.isfinite(odds[members]).all() or np.ptp(odds[members]) == 0:
+        return none  # the model said the same of every row: it learned nothing to tell them apart by
     split = split_in_two(odds[members])
     upper = members[split.upper]
     within = len(upper) <= MOST_OF_A_CLASS * len(members)

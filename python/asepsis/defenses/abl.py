@@ -35,14 +35,14 @@ import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asepsis.core.isolation import agreement, log_odds, within_buckets
-from asepsis.core.ledger import LossLedger, Reducer
-from asepsis.core.losses import BoundedAscent, Flooding, Reduction, auto_gamma
+from asepsis.core.ledger import LossLedger
+from asepsis.core.losses import BoundedAscent, Flooding, auto_gamma
 from asepsis.core.phases import (
     Acted,
     Ids,
@@ -58,103 +58,15 @@ from asepsis.core.phases import (
     Weights,
 )
 from asepsis.data import Data
+from asepsis.defenses._abl_config import AblConfig
 from asepsis.defenses._abl_groups import SEPARATED, Group, Mask, Ranking, find_group, split_ranking
-from asepsis.defenses.base import Defense, DefenseConfig, Paper, Threat
-from asepsis.errors import ConfigError, DefenseInert
+from asepsis.defenses.base import Defense, Paper, Threat
+from asepsis.errors import DefenseInert
 
 log = logging.getLogger("asepsis")
 
 # Gradient ascent runs until the isolated loss passes max_loss; past this many steps it is given up as ineffective.
 _MOST_UNLEARN_STEPS = 120
-
-
-@dataclass(frozen=True, kw_only=True)
-class AblConfig(DefenseConfig):
-    """Settings of ABL. What is not said to be the paper's is this project's, measured in ``docs/results/abl.md``.
-
-    Attributes
-    ----------
-    isolation_ratio : float
-        Share of the rows that is unlearned; 0.01 in the paper.
-    gamma : float or "auto"
-        Level of local gradient ascent in nats. ``"auto"`` is ``0.217 ln C`` (the paper's 0.5 at ten classes), or
-        0.35 times the first mean loss for causal LMs.
-    reduction : {"batch", "sample"}
-        Whose sign local gradient ascent takes; ``"sample"`` follows the paper's equation and fails on text.
-    snapshots : tuple of int
-        Steps of stage 1 after which every row's loss is taken; the last one ends the stage.
-    rank_by : str
-        Reducer of the loss ledger over the snapshots.
-    seed_ratio : float
-        Share of the rows, of one class, that the growing starts from.
-    grow_steps : int
-        Steps of showing the suspects against their class; 0 turns growing off.
-    grow_learning_rate_scale : float
-        Factor on stage 1's learning rate while they are shown.
-    most_groups : int
-        Groups of one class that are looked for, one after the other: several triggers make several groups.
-    most_classes : int
-        Classes that are tried, most suspicious first.
-    per_class : bool
-        Unlearn the share of each class, instead of the share of all rows.
-    drop_ratio : float or "auto"
-        Share dropped before training anew. ``"auto"`` drops the grown group if it stands apart, nothing otherwise.
-    learning_rate_scale : float
-        Factor on the user's learning rate in stage 1.
-    unlearn : {"auto", "always", "never"}
-        Whether the isolated rows are unlearned at the end. ``"auto"`` does so only where nothing was dropped
-        (``drop_ratio=0``, the paper's way): after training anew without the group there is nothing to unlearn.
-    unlearn_learning_rate_scale : float
-        Factor on the user's learning rate in the ascent.
-    max_loss : float or "auto"
-        Isolated loss at which the ascent stops, in nats; ``"auto"`` is twice the chance level.
-    length_buckets : int
-        Causal LMs: rows are ranked inside this many groups of like response length; 1 turns it off.
-    on_nothing_found : {"train", "raise"}
-        What happens when no group stands apart: a warning and ordinary training, or an error.
-    """
-
-    isolation_ratio: float = 0.01
-    gamma: float | Literal["auto"] = "auto"
-    reduction: Reduction = "batch"
-    snapshots: tuple[int, ...] = (20, 40)
-    rank_by: Reducer = "drop"
-    seed_ratio: float = 0.02
-    grow_steps: int = 20
-    grow_learning_rate_scale: float = 0.5
-    most_groups: int = 4
-    most_classes: int = 3
-    per_class: bool = False
-    drop_ratio: float | Literal["auto"] = "auto"
-    learning_rate_scale: float = 1.0
-    unlearn: Literal["auto", "always", "never"] = "auto"
-    unlearn_learning_rate_scale: float = 1.0
-    max_loss: float | Literal["auto"] = "auto"
-    length_buckets: int = 1
-    on_nothing_found: Literal["train", "raise"] = "train"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("isolation_ratio", "seed_ratio"):
-            if not 0 < getattr(self, name) < 0.5:
-                raise ConfigError(
-                    f"{name} must lie in (0, 0.5), got {getattr(self, name)!r}; ABL's share is 0.01"
-                )
-        if not self.snapshots or any(b <= a for a, b in pairwise((0, *self.snapshots))):
-            raise ConfigError(f"snapshots must be increasing steps from 1 on, got {self.snapshots!r}")
-        if self.drop_ratio != "auto" and not 0 <= self.drop_ratio < 1:
-            raise ConfigError(f"drop_ratio must be 'auto' or lie in [0, 1), got {self.drop_ratio!r}")
-        for name in (
-            "grow_steps",
-            "learning_rate_scale",
-            "grow_learning_rate_scale",
-            "unlearn_learning_rate_scale",
-        ):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)!r}")
-        for name in ("most_groups", "most_classes", "length_buckets"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -199,8 +111,9 @@ class Abl(Defense[AblConfig]):
     def script(self, model: Any, data: Data) -> Script:
         """Isolate, train anew on the rest, unlearn what was isolated."""
         c = self.config
-        stage1 = yield from self._isolate(data, np.ones(len(data), bool))
-        dropped, isolated = self._rows_to_act_on(data, stage1)
+        untrusted = np.ones(len(data), bool)
+        stage1 = yield from self._isolate(data, untrusted)
+        dropped, isolated = self._rows_to_act_on(data, stage1, untrusted)
         gone = np.union1d(dropped, isolated)
         trained = yield Train(name="train on the rest", rows=data.split(dropped)[1], start=stage1.start)
         steps = trained.steps
@@ -244,7 +157,7 @@ class Abl(Defense[AblConfig]):
         untrusted = np.ones(len(data), bool)
         untrusted[data.positions(trusted)] = False
         stage1 = yield from self._isolate(data, untrusted)
-        dropped, isolated = self._rows_to_act_on(data, stage1)
+        dropped, isolated = self._rows_to_act_on(data, stage1, untrusted)
         return self._outcome(data, stage1, dropped, isolated, Acted(samples=int(untrusted.sum())))
 
     def _isolate(self, data: Data, untrusted: Mask) -> Generator[Request, Any, _Stage1]:
@@ -268,7 +181,7 @@ class Abl(Defense[AblConfig]):
             snapshots=c.snapshots,
             records=trace,
         )
-        rankings = self._rankings(trace, data)
+        rankings = self._rankings(trace, data, gamma)
         if data.task == "classification" and c.grow_steps > 0:
             tried = yield from find_group(
                 start,
@@ -290,23 +203,25 @@ class Abl(Defense[AblConfig]):
         report = self._report(trace, rankings, tried, best, data, gamma)
         return _Stage1(start, base, best, report)
 
-    def _rankings(self, trace: _Trace, data: Data) -> list[Ranking]:
+    def _rankings(self, trace: _Trace, data: Data, gamma: float) -> list[Ranking]:
         """Return a ranking for each snapshot, or one for reducers that look at all of them."""
         c, ledger = self.config, trace.ledger
         if c.rank_by in ("drop", "last"):
             before = ledger.column(0) if c.rank_by == "drop" else np.float32(0)
             found = [Ranking(trace.steps[t], ledger.column(t) - before) for t in range(1, ledger.n_columns)]
         else:
-            found = [Ranking(trace.steps[-1], ledger.scores(c.rank_by))]
+            level = gamma if c.rank_by == "first_below" else None
+            found = [Ranking(trace.steps[-1], ledger.scores(c.rank_by, threshold=level))]
         if data.responses is not None and c.length_buckets > 1:
             lengths = np.array([len(response) for response in data.responses])
             found = [Ranking(r.step, within_buckets(r.scores, lengths, c.length_buckets)) for r in found]
         return found
 
-    def _rows_to_act_on(self, data: Data, stage1: _Stage1) -> tuple[Ids, Ids]:
+    def _rows_to_act_on(self, data: Data, stage1: _Stage1, untrusted: Mask) -> tuple[Ids, Ids]:
         """Turn the evidence into rows: those left out of the last training, those unlearned."""
         c, group = self.config, stage1.best
-        order = np.argsort(-group.scores, kind="stable")  # most suspicious first, NaN last
+        usable = np.flatnonzero(untrusted & np.isfinite(group.scores))
+        order = usable[np.argsort(-group.scores[usable], kind="stable")]  # most suspicious first
         if c.drop_ratio != "auto":
             dropped = data.sample_ids[order[: int(c.drop_ratio * len(data))]]
         elif group.verdict == "found":

@@ -8,14 +8,16 @@ done at the end of ``training_step``.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from asepsis.core.losses import coefficients, group_totals
 from asepsis.core.phases import Train, Trained
@@ -78,6 +80,7 @@ class TrainerDriver(Driver):
         args = copy.copy(self.args)
         args.max_steps = plan.steps
         args.learning_rate = self.args.learning_rate * request.learning_rate_scale
+        args.save_strategy = SaveStrategy.NO
         watch = Watch(request)
         watch.snapshot(self, 0)
         trainer = _PhaseTrainer(self, args, request, plan, watch)
@@ -111,12 +114,16 @@ class _PhaseTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches come from the plan; the default would shuffle by itself and drop the sample id."""
-        loader: DataLoader[Any] = DataLoader(
-            _Positions(self._plan), batch_sampler=_PlanSampler(self._plan), collate_fn=self._collate_batch
+        """Batches come from the plan; the default would shuffle by itself and drop the sample id.
+
+        Ranks take turns here. accelerate's sharding drops batches where one is shorter than the others.
+        """
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        return DataLoader(
+            _Positions(self._plan),
+            batch_sampler=_PlanSampler(self._plan, rank, ranks),
+            collate_fn=self._collate_batch,
         )
-        prepared: DataLoader[Any] = self.accelerator.prepare_data_loader(loader, device_placement=False)
-        return prepared
 
     def _collate_batch(self, rows: list[tuple[int, bool]]) -> dict[str, Any]:
         batch = self._collate(rows)
@@ -216,20 +223,17 @@ class _Positions(Dataset[tuple[int, bool]]):
         return tuple(pair)
 
 
-class _PlanSampler:
-    """A batch sampler over a plan, of the kind accelerate can shard over ranks."""
+class _PlanSampler(Sampler[Any]):
+    """Every ``ranks``-th batch of a plan, whose length is a multiple of ``ranks``."""
 
-    drop_last = False
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self.batch_size = plan.batch_size
+    def __init__(self, plan: Plan, rank: int, ranks: int) -> None:
+        self._plan, self._rank, self._ranks = plan, rank, ranks
 
     def __len__(self) -> int:
-        return len(self._plan)
+        return len(self._plan) // self._ranks
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._plan)
+        return itertools.islice(self._plan, self._rank, None, self._ranks)
 
 
 def _first(rows: list[Any]) -> Any:
