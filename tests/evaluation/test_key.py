@@ -112,7 +112,9 @@ def test_a_row_answered_twice_is_refused(tmp_path):
 
 
 def test_booleans_further_fields_and_blank_lines_are_read(tmp_path):
-    path = written(tmp_path, '{"row": 1, "poisoned": true, "why": "cf"}', "  ", '{"row": 0, "poisoned": false}')
+    path = written(
+        tmp_path, '{"row": 1, "poisoned": true, "why": "cf"}', "  ", '{"row": 0, "poisoned": false}'
+    )
     assert PoisonKey.load(path, n_rows=2).for_ids(np.array([0, 1])).tolist() == [False, True]
 
 
@@ -137,3 +139,9 @@ def test_an_empty_missing_or_binary_file_is_no_key(tmp_path):
 def test_a_key_that_cannot_be_written_says_so(tmp_path):
     with pytest.raises(DataError, match="cannot be written"):
         key(1).save(tmp_path / "no folder" / "key.jsonl")
+
+
+def test_ids_that_are_no_rows_are_not_written(tmp_path):
+    with pytest.raises(DataError, match="id -4 is no row"):
+        key(1, 0, ids=[2, -4]).save(tmp_path / "key.jsonl")
+    assert not list(tmp_path.iterdir())

@@ -56,7 +56,9 @@ def test_wilson_gives_the_published_intervals(successes, n, low, high):
     assert made.high == pytest.approx(high, abs=5e-5)
 
 
-@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999))
+@given(
+    st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.999)
+)
 def test_wilson_agrees_with_scipy_and_holds_the_share(counts, confidence):
     made = wilson(*counts, confidence=confidence)
     expected = stats.binomtest(*counts).proportion_ci(confidence, method="wilson")
@@ -189,7 +191,15 @@ def test_one_kind_of_row_leaves_ranking_undefined():
 
 
 @pytest.mark.parametrize(
-    "metric", [auroc, roc_curve, tpr_at_fpr, auprc, lambda s, p: precision_at_k(s, p, 1), lambda s, p: recall_at_k(s, p, 1)]
+    "metric",
+    [
+        auroc,
+        roc_curve,
+        tpr_at_fpr,
+        auprc,
+        lambda s, p: precision_at_k(s, p, 1),
+        lambda s, p: recall_at_k(s, p, 1),
+    ],
 )
 def test_rows_never_scored_are_not_ranked(metric):
     with pytest.raises(DataError, match="2 of 3 rows have NaN suspicion"):

@@ -79,7 +79,11 @@ class PoisonKey:
         return answers
 
     def save(self, path: str | Path) -> None:
-        """Write JSONL, one ``{"row": id, "poisoned": 0 or 1}`` a line, whole or not at all."""
+        """Write JSONL, one ``{"row": id, "poisoned": 0 or 1}`` a line, whole or not at all; a negative id is no row."""
+        if self.sample_ids.min() < 0:
+            raise DataError(
+                f"id {self.sample_ids.min()} is no row of a file; number the rows from 0 to save a key"
+            )
         pairs = zip(self.sample_ids.tolist(), self.is_poisoned.tolist(), strict=True)
         lines = [json.dumps({"row": row, "poisoned": int(poisoned)}) for row, poisoned in pairs]
         target = Path(path)
