@@ -163,7 +163,7 @@ def test_instruction_rows_are_sent_to_the_other_attack(attack):
         attack(data, poison_rate=0.1, target_label=0, seed=0)
 
 
-words = st.text(alphabet="ab\n\t  .", max_size=30)
+words = st.text(alphabet="xy\n\t  .", max_size=30)  # none of the triggers' words
 kinds = st.sampled_from(
     [
         BADNETS,
@@ -186,10 +186,10 @@ def test_a_trigger_adds_whole_words_and_keeps_every_other_byte(text, trigger, se
         assert added == Counter(inserted)
     else:
         assert added.total() == trigger.n_insertions
-    # What was added, and one space for each piece, is all that was added.
-    whitespace = [c for c in out if c.isspace()]
-    assert Counter(text) <= Counter(out)
-    assert len(whitespace) - sum(c.isspace() for c in text) <= added.total()
+    rest = iter(out)
+    assert all(character in rest for character in text)  # in their order
+    # At most one space came with each word.
+    assert sum(c.isspace() for c in out) - sum(c.isspace() for c in text) <= added.total()
 
 
 @pytest.mark.parametrize(
