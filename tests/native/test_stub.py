@@ -59,7 +59,9 @@ def test_methods_have_the_signature_of_the_stub(name):
         assert built(method) == written(METHODS[name])
 
 
-@pytest.mark.parametrize("name", [*public(vars(_native)), *(f"Ledger.{name}" for name in public(METHODS))])
+@pytest.mark.parametrize(
+    "name", sorted([*public(vars(_native)), *(f"Ledger.{name}" for name in public(METHODS))])
+)
 def test_everything_built_has_a_docstring(name):
     owner, _, member = name.partition(".")
     found = getattr(_native, owner)

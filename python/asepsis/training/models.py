@@ -115,6 +115,8 @@ def _load(name: str, kind: str, n_classes: int | None) -> Any:
         {"num_labels": n_classes} if n_classes and kind == "sequence-classification" else {}
     )
     source = str(packaged.path) if packaged else name
+    if packaged is None and name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+        raise ModelError(f"cannot load {name}: no such folder")
     if packaged is not None and packaged.gguf_file:
         options["gguf_file"] = packaged.gguf_file
     else:
