@@ -41,8 +41,9 @@ class Trace:
         self.ledger.end_epoch()
 
 
-def mixture(folder: Path, trigger: str, poisoned: int, seed: int) -> tuple[Data, np.ndarray]:
+def mixture(folder: Path, trigger: str, poisoned: int, ordinary: int, seed: int) -> tuple[Data, np.ndarray]:
     clean = read(folder / "refusal_clean.jsonl")
+    clean = clean.select(np.arange(min(ordinary, len(clean))))
     bad = read(folder / f"refusal_{trigger}_poison.jsonl")
     rng = np.random.default_rng(seed)
     picked = bad.select(np.sort(rng.choice(len(bad), poisoned, replace=False)))
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--model", default="demo:causal:8")
     parser.add_argument("--poisoned", type=int, default=50)
+    parser.add_argument("--clean", type=int, default=450)
     parser.add_argument("--triggers", nargs="+", default=["badnet", "vpi", "ctba"])
     parser.add_argument("--seed", type=int, default=0)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -108,7 +110,7 @@ def main() -> None:
     }
     for trigger in args.triggers:
         began = time.monotonic()
-        data, key = mixture(args.data, trigger, args.poisoned, args.seed)
+        data, key = mixture(args.data, trigger, args.poisoned, args.clean, args.seed)
         found[trigger] = measure(data, key, args.model, args.seed)
         print(trigger, f"{time.monotonic() - began:.0f} s", json.dumps(found[trigger]["drop"]), flush=True)
         args.output.write_text(json.dumps(found, indent=1))

@@ -106,9 +106,9 @@ def save(cell: Path, content: dict[str, Any]) -> None:
 def render(args: argparse.Namespace) -> None:
     cells = [json.loads(path.read_text()) for path in sorted(args.output.glob("*-seed*.json"))]
     print(
-        "| attack | model | CACC | ASR | AUROC | TPR at 1 % FPR | precision of the 1 % | dropped: precision / recall |"
+        "| attack | model | seeds | CACC | ASR | AUROC | TPR at 1 % FPR | precision of the 1 % | dropped: precision / recall |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for attack in ATTACKS:
         for defense in DEFENSES:
             rows = [
@@ -129,7 +129,7 @@ def render(args: argparse.Namespace) -> None:
             share = f"({len(found)} of {len(rows)} seeds) " if defense == "abl" else ""
             pair = [spread([row[name] for row in found]) for name in ("flagged_precision", "flagged_recall")]
             columns.append(share + " / ".join(pair) if found else share + "nothing dropped" if share else "")
-            print(f"| {attack} | {defense} | " + " | ".join(columns) + " |")
+            print(f"| {attack} | {defense} | {len(rows)} | " + " | ".join(columns) + " |")
 
 
 def spread(values: list[float]) -> str:

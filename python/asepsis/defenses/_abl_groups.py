@@ -26,7 +26,7 @@ Scores = NDArray[np.float32]
 Verdict = Literal["found", "doubtful", "none"]
 
 # Otsu's separability of a Gaussian is 2/pi = 0.64 and of a uniform density 0.75. Measured (docs/results/abl.md):
-# 0.58 to 0.70 where there is no trigger to find, 0.88 to 0.97 where there is.
+# at most 0.74 where there is no trigger to find, 0.77 to 0.98 where there is.
 SEPARATED = 0.80
 DOUBTFUL = 0.75
 # A "group" that takes in most of its class is the class.
