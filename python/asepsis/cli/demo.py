@@ -54,8 +54,8 @@ def demo(
     else:
         typer.echo(
             f"\nABL dropped {len(abl.run.outcome.flagged)} rows (precision {abl.detection['flagged_precision']:.3f}, "
-            f"recall {abl.detection['flagged_recall']:.3f}) and isolated {len(abl.run.outcome.isolated)} "
-            f"to unlearn (precision {precision:.3f})."
+            f"recall {abl.detection['flagged_recall']:.3f}); of the {len(abl.run.outcome.isolated)} "
+            f"most suspicious, {precision:.1%} were poisoned."
         )
     typer.echo("clean-only is trained without the poisoned rows: its errors on triggered rows are the floor.")
     content = {

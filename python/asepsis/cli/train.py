@@ -78,7 +78,4 @@ def train(
     verdict = outcome.report.get("verdict")
     typer.echo(f"trained on {len(rows)} rows with defense {defense}: {folder}")
     if verdict is not None:
-        typer.echo(
-            f"verdict: {verdict}; dropped {len(outcome.flagged)} rows, unlearned {len(outcome.isolated)} "
-            f"(see {folder / 'asepsis.json'})"
-        )
+        typer.echo(f"verdict: {verdict}; dropped {len(outcome.flagged)} rows (see {folder / 'asepsis.json'})")
