@@ -43,7 +43,9 @@ def test_config_values_of_the_wrong_type_are_refused():
 
 
 def test_command_line_words_become_values():
-    read = OwnConfig.from_strings({"rate": "1", "steps": "[3, 4]", "name": "plain word"})
+    read = OwnConfig.from_dict(
+        OwnConfig.parse_strings({"rate": "1", "steps": "[3, 4]", "name": "plain word"})
+    )
     assert read == OwnConfig(rate=1, steps=(3, 4), name="plain word")
 
 
