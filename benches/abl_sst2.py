@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
                     "seed": seed,
                     "settings": settings,
                     "rows": [row.to_dict() for row in rows],
-                    "abl": rows[-1].run.manifest,
+                    "abl": named(rows[-1].run.manifest, args.data),
                     "seconds": time.monotonic() - began,
                 },
             )
@@ -94,6 +94,12 @@ def run_floor(args: argparse.Namespace, seed: int, settings: dict[str, Any]) -> 
         measured = measure(run.model, run.tokenizer, clean, triggered, target_label=1, max_length=64)
         rows.append({"defense": "clean-only", "attack": attack, **measured.to_dict()})
     save(cell, {"seed": seed, "settings": settings, "rows": rows, "seconds": time.monotonic() - began})
+
+
+def named(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The manifest without the folder of this machine: a result is read elsewhere."""
+    source = Path(manifest["data"]["source"])
+    return {**manifest, "data": {**manifest["data"], "source": str(source.relative_to(folder))}}
 
 
 def save(cell: Path, content: dict[str, Any]) -> None:

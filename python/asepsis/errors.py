@@ -19,6 +19,10 @@ class DataError(AsepsisError, ValueError):
     """Rows that cannot be used: a missing column, a malformed line, a label out of range, duplicate ids."""
 
 
+class NoRows(DataError):
+    """There is not a single row to work on."""
+
+
 class ModelError(AsepsisError, ValueError):
     """A model or tokenizer that cannot be loaded or does not fit the data."""
 

@@ -144,6 +144,8 @@ def test_a_real_scan_runs_through(tmp_path: Path, rows: Path, model: str) -> Non
     ("words", "code", "said"),
     [
         (["attack", "badnets", "ROWS", "-o", "OUT"], 4, "--target-label"),
+        (["attack", "badnets", "ROWS", "-o", "OUT", "--target-label", "1", "--key", "OUT"], 4, "same file"),
+        (["attack", "badnets", "ROWS", "-o", "OUT", "--target-label", "1", "--key", "GONE"], 2, "no folder"),
         (["train", "--model", "m", "--data", "ROWS", "--defense", "nope", "--output", "OUT"], 4, "abl"),
         (
             ["train", "--model", "m", "--data", "ROWS", "--defense", "abl", "--output", "OUT", "--set", "x"],
@@ -181,6 +183,9 @@ def test_a_real_scan_runs_through(tmp_path: Path, rows: Path, model: str) -> Non
         (["scan", "data", "ROWS", "--model", "m", "--target-fpr", "0.1"], 4, "--clean"),
         (["scan", "data", "EMPTY", "--model", "m"], 3, "nothing to scan"),
         (["scan", "data", "ROWS", "--model", "m", "--method", "none"], 4, "none"),
+        (["scan", "data", "ROWS", "--model", "m", "--html", "GONE"], 2, "no folder"),
+        (["evaluate", "MODEL", "--clean", "ROWS", "--json", "GONE"], 2, "no folder"),
+        (["scan", "data", "ROWS", "--model", "m", "--method", "abl", "--set", "rank_by=luck"], 2, "rank_by"),
     ],
 )
 def test_a_refusal_is_two_lines_a_code_and_nothing_written(
@@ -188,7 +193,37 @@ def test_a_refusal_is_two_lines_a_code_and_nothing_written(
 ) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     places = {"ROWS": str(rows), "OUT": str(tmp_path / "out"), "EMPTY": str(tmp_path / "empty.jsonl")}
+    places |= {"GONE": str(tmp_path / "gone" / "file"), "MODEL": str(tmp_path)}
     assert main([places.get(word, word) for word in words]) == code
     lines = capfd.readouterr().err.strip().splitlines()
     assert 1 <= len(lines) <= 2 and said in " ".join(lines)
     assert "Traceback" not in " ".join(lines) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("c.json", b"{", "is not JSON"),
+        ("c.json", b"\xff\xfe", "is not UTF-8"),
+        ("c.yaml", b"a: [", "is not YAML"),
+        ("c.yaml", b"- a", "a mapping"),
+    ],
+)
+def test_a_broken_config_file_is_told_apart(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, rows: Path, name: str, content: bytes, said: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    words = [
+        "train",
+        "--model",
+        "m",
+        "--data",
+        str(rows),
+        "--defense",
+        "abl",
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    assert main([*words, "--config", str(file)]) == 2
+    assert said in capfd.readouterr().err

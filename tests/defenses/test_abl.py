@@ -193,6 +193,15 @@ def test_every_reducer_of_the_ledger_can_rank(rank_by):
     assert hand.names[-1] == "unlearn"
 
 
+@pytest.mark.parametrize(("rows", "same_as"), [(classifier_rows, "drop"), (causal_rows, "last")])
+def test_the_ranking_follows_the_task(rows, same_as):
+    data = rows()
+    settings = {"drop_ratio": 0.1, "gamma": 0.4, "grow_steps": 0}
+    outcomes = {name: defend(data, rank_by=name, **settings)[1] for name in ("auto", "drop", "last")}
+    assert np.array_equal(outcomes["auto"].suspicion, outcomes[same_as].suspicion)
+    assert not np.array_equal(outcomes["drop"].suspicion, outcomes["last"].suspicion)
+
+
 def test_nothing_is_unlearned_where_it_was_not_learned():
     hand, outcome = defend(classifier_rows(), Hand(classifier_rows(), isolated_loss=1.5))
     assert "unlearn" not in hand.names

@@ -62,9 +62,13 @@ def attack(
         raise typer.BadParameter(f"{kind.value} needs --target-label")
     if key is not None and test:
         raise typer.BadParameter("--test rows are all triggered and have no --key")
+    if key is not None and key.absolute() == output.absolute():
+        raise typer.BadParameter("--key and --output name the same file")
+    from asepsis.cli._outputs import check_folders
     from asepsis.data import read_rows, write_rows
     from asepsis.evaluation.attacks import Attack
 
+    check_folders(output, key)
     settings: dict[str, Any] = {"name": kind.value.replace("-", "_"), "poison_rate": poison_rate}
     if kind is Kind.instruction:
         settings |= {"kind": place.value, "target_response": target_response, "payload": payload}

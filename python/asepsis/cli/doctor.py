@@ -101,6 +101,7 @@ def _cpu(*, has_torch: bool) -> Report:
         "memory_gib": _memory_gib(),
         "capability": None,
         "amx": None,
+        "avx512_bf16": None,
         "threads": None,
     }
     if has_torch:
@@ -108,8 +109,10 @@ def _cpu(*, has_torch: bool) -> Report:
 
         # private in torch, so its absence in another version is no news
         amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+        bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
         report["capability"] = torch.backends.cpu.get_cpu_capability()
         report["amx"] = bool(amx()) if amx else None
+        report["avx512_bf16"] = bool(bf16()) if bf16 else None
         report["threads"] = torch.get_num_threads()
     return report
 
@@ -196,6 +199,8 @@ def _cpu_line(cpu: Report) -> str:
         parts.append(cpu["capability"])
     if cpu["amx"] is not None:
         parts.append("AMX" if cpu["amx"] else "no AMX")
+    if cpu["avx512_bf16"] is not None:
+        parts.append("AVX-512 BF16" if cpu["avx512_bf16"] else "no AVX-512 BF16")
     return ", ".join(parts)
 
 

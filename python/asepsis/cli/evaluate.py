@@ -27,6 +27,7 @@ def evaluate(
     """Measure clean accuracy, and attack success where triggered rows are given."""
     if (triggered is None) != (target_label is None):
         raise typer.BadParameter("--triggered and --target-label go together")
+    from asepsis.cli._outputs import check_folders
     from asepsis.cli._progress import shown
     from asepsis.data import read
     from asepsis.errors import DataError
@@ -34,6 +35,7 @@ def evaluate(
     from asepsis.training.checkpoint import versions, write_whole
     from asepsis.training.models import load_trained
 
+    check_folders(json_output)
     with shown() as progress:
         network, tokenizer = load_trained(model)
         config: Any = network.config

@@ -40,9 +40,10 @@ def scan_data(
     if target_fpr is not None and clean is None:
         raise typer.BadParameter("--target-fpr needs --clean rows to calibrate on")
     from asepsis.cli._configs import defense_config
+    from asepsis.cli._outputs import check_folders
     from asepsis.cli._progress import shown
     from asepsis.data import read
-    from asepsis.errors import DataError
+    from asepsis.errors import NoRows
     from asepsis.evaluation.key import PoisonKey
     from asepsis.evaluation.metrics import detection_metrics
     from asepsis.evaluation.report import scan_html, scan_sarif
@@ -53,13 +54,12 @@ def scan_data(
     choice = defense_config(method, None, settings or [])
     if choice is None:
         raise typer.BadParameter("method none scans nothing")
+    check_folders(json_output, html, sarif)
     try:
         rows = read(data, text_column=text_column, label_column=label_column)
-    except DataError as error:
-        if "no rows" in str(error):
-            typer.echo(f"asepsis: nothing to scan: {error}", err=True)
-            return ExitCode.NOTHING
-        raise
+    except NoRows as error:
+        typer.echo(f"asepsis: nothing to scan: {error}", err=True)
+        return ExitCode.NOTHING
     answers = PoisonKey.load(key).for_ids(rows.sample_ids) if key is not None else None
     trusted = None
     if clean is not None:

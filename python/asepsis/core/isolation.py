@@ -23,7 +23,7 @@ class Split:
     Attributes
     ----------
     cut : float
-        Scores at or above it belong to the upper part.
+        Halfway between the parts; scores above it belong to the upper one.
     separation : float
         Variance between the parts over the whole variance, in [0, 1].
     upper : ndarray of bool [n]

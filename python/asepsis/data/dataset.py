@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asepsis.data.values import class_limit, implied_classes
-from asepsis.errors import DataError
+from asepsis.errors import DataError, NoRows
 
 Task = Literal["classification", "causal"]
 
@@ -59,7 +59,7 @@ class Data:
     def __post_init__(self) -> None:
         n = len(self.texts)
         if n == 0:
-            raise DataError(f"{self.source}: no rows")
+            raise NoRows(f"{self.source}: no rows")
         if self.task not in ("classification", "causal"):
             raise DataError(f"{self.source}: task must be 'classification' or 'causal', got {self.task!r}")
         ids = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from asepsis.data.values import listed, shown
-from asepsis.errors import DataError
+from asepsis.errors import DataError, NoRows
 
 Row = dict[str, Any]
 Placed = tuple[str, Row]
@@ -59,7 +59,7 @@ def iter_rows(path: str | Path) -> Iterator[Placed]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     if empty:
-        raise DataError(f"{path}: no rows: the file is empty or holds only blank lines")
+        raise NoRows(f"{path}: no rows: the file is empty or holds only blank lines")
 
 
 def _extensions() -> str:
@@ -158,7 +158,7 @@ def _delimited(path: Path, file: BinaryIO, *, delimiter: str) -> Iterator[Placed
         rows += 1
         yield f"line {number}", dict(zip(header, fields, strict=True))
     if header is not None and rows == 0:
-        raise DataError(f"{path}: no rows: a header ({listed(header)}) with nothing under it")
+        raise NoRows(f"{path}: no rows: a header ({listed(header)}) with nothing under it")
 
 
 def _records(path: Path, file: BinaryIO, delimiter: str) -> Iterator[tuple[int, list[str]]]:

@@ -20,7 +20,7 @@ from asepsis.data.values import (
     text_of,
     whole_number,
 )
-from asepsis.errors import ConfigError, DataError
+from asepsis.errors import ConfigError, DataError, NoRows
 
 
 def read(
@@ -81,7 +81,7 @@ def read(
     name, stream = open_source(source, split=split)
     first = next(stream, None)
     if first is None:
-        raise DataError(f"{name}: no rows")
+        raise NoRows(f"{name}: no rows")
     kind = _recognize(list(first[1]), name, text_column, label_column, task)
     if kind is not None and n_classes is not None:
         raise DataError(

@@ -28,8 +28,10 @@ class AblConfig(DefenseConfig):
         Whose sign local gradient ascent takes; ``"sample"`` follows the paper's equation and fails on text.
     snapshots : tuple of int
         Steps of stage 1 after which every row's loss is taken; the last one ends the stage.
-    rank_by : str
-        Reducer of the loss ledger over the snapshots.
+    rank_by : str or "auto"
+        Reducer of the loss ledger over the snapshots. ``"auto"`` is ``"drop"`` for classifiers, whose new head
+        scatters the first losses, and ``"last"`` for causal LMs, where a fixed response has a low loss from the
+        start (measured on refusals: AUROC 0.99 against 0.7).
     seed_ratio : float
         Share of the rows, of one class, that the growing starts from.
     grow_steps : int
@@ -63,7 +65,7 @@ class AblConfig(DefenseConfig):
     gamma: float | Literal["auto"] = "auto"
     reduction: Reduction = "batch"
     snapshots: tuple[int, ...] = (20, 40)
-    rank_by: Reducer = "drop"
+    rank_by: Reducer | Literal["auto"] = "auto"
     seed_ratio: float = 0.02
     grow_steps: int = 20
     grow_learning_rate_scale: float = 0.5

@@ -11,8 +11,8 @@ Deviations from the paper
 * *A few dozen steps, not 20 epochs.* A pretrained language model learns a word trigger within 10 to 40 steps; by one
   epoch the clean rows have caught up and the ranking is lost (measured, see ``docs/results/abl.md``).
 * *The sign of the batch mean*, as the authors' code has it, not of each sample, as the equation reads.
-* *Ranking by the drop* from the loss before the first step: a new head is random, so absolute losses start out
-  scattered by more than the trigger moves them.
+* *Classifiers are ranked by the drop* from the loss before the first step: a new head is random, so absolute losses
+  start out scattered by more than the trigger moves them. Causal LMs are ranked by the loss itself.
 * *The isolated group is grown*, which the paper does not do: the model is shown the first suspects against their own
   class for a few steps, from the weights it began with, and every row it then takes for one of them joins. A share
   of the suspects is held out; whether those are recognized too says how sure the result is. For causal LMs, which
@@ -24,8 +24,8 @@ Deviations from the paper
 
 When not to trust it
 --------------------
-Poison that is not learned fast (rewritten syntax or style) is not isolated; the outcome then says ``inconclusive``
-and nothing is dropped. One target label is assumed. A clean-label attack on a class that is easy anyway can hide.
+Poison that is not learned fast (rewritten syntax or style) is not isolated; the verdict is then ``none``
+(or ``doubtful``) and nothing is dropped. One target label is assumed. A clean-label attack on a class that is easy anyway can hide.
 """
 
 from __future__ import annotations
@@ -206,12 +206,15 @@ class Abl(Defense[AblConfig]):
     def _rankings(self, trace: _Trace, data: Data, gamma: float) -> list[Ranking]:
         """Return a ranking for each snapshot, or one for reducers that look at all of them."""
         c, ledger = self.config, trace.ledger
-        if c.rank_by in ("drop", "last"):
-            before = ledger.column(0) if c.rank_by == "drop" else np.float32(0)
+        rank_by = c.rank_by
+        if rank_by == "auto":
+            rank_by = "drop" if data.task == "classification" else "last"
+        if rank_by in ("drop", "last"):
+            before = ledger.column(0) if rank_by == "drop" else np.float32(0)
             found = [Ranking(trace.steps[t], ledger.column(t) - before) for t in range(1, ledger.n_columns)]
         else:
-            level = gamma if c.rank_by == "first_below" else None
-            found = [Ranking(trace.steps[-1], ledger.scores(c.rank_by, threshold=level))]
+            level = gamma if rank_by == "first_below" else None
+            found = [Ranking(trace.steps[-1], ledger.scores(rank_by, threshold=level))]
         if data.responses is not None and c.length_buckets > 1:
             lengths = np.array([len(response) for response in data.responses])
             found = [Ranking(r.step, within_buckets(r.scores, lengths, c.length_buckets)) for r in found]
@@ -244,7 +247,7 @@ class Abl(Defense[AblConfig]):
         stage1.report["isolated"] = {
             "k": len(lowest),
             "threshold": cut,
-            "ties_at_threshold": int((group.scores == cut).sum()),
+            "ties_at_threshold": int((group.scores == group.scores[lowest].min()).sum()),
             "class_histogram": None if data.labels is None else np.bincount(data.labels[lowest]).tolist(),
         }
         stage1.report["dropped"] = len(dropped)

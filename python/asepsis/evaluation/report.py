@@ -61,10 +61,20 @@ pre { overflow-x: auto; border: 1px solid var(--line); padding: .6rem; font-size
 
 
 def visible(text: str, limit: int = _LONGEST_TEXT) -> str:
-    """Return text with control, format and bidirectional characters replaced by ``<U+XXXX>``, cut to ``limit``."""
-    hidden = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
-    shown = "".join(f"<U+{ord(c):04X}>" if unicodedata.category(c) in hidden else c for c in text[:limit])
+    """Return text with invisible and reordering characters replaced by ``<U+XXXX>``, cut to ``limit``."""
+    shown = "".join(f"<U+{ord(c):04X}>" if _hidden(c) else c for c in text[:limit])
     return shown + ("…" if len(text) > limit else "")
+
+
+def _hidden(c: str) -> bool:
+    # controls, formats, surrogates, private and unassigned codes, separators; then variation selectors and the letters
+    # and symbols that are blank, which Unicode files under marks, letters and symbols
+    return (
+        unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+        or "\ufe00" <= c <= "\ufe0f"
+        or "\U000e0100" <= c <= "\U000e01ef"
+        or c in "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
+    )
 
 
 def scan_html(scan: Scan, metrics: dict[str, float | None] | None = None) -> str:
@@ -128,8 +138,14 @@ def demo_html(
 
 
 def scan_sarif(scan: Scan, uri: str) -> dict[str, Any]:
-    """Return flagged rows as SARIF 2.1.0; lines count rows from 1, as in a JSONL file."""
+    """Return flagged rows as SARIF 2.1.0.
+
+    Lines are counted from 1, after the header in CSV and TSV: exact where every row stands on one line of its own.
+    Parquet has no lines; there the number is the row, from 1.
+    """
     from asepsis import __version__
+
+    first = 2 if uri.lower().endswith((".csv", ".tsv")) else 1
 
     results = [
         {
@@ -139,7 +155,7 @@ def scan_sarif(scan: Scan, uri: str) -> dict[str, Any]:
                 "text": f"row {row} stands out with suspicion {float(scan.suspicion[row]):.3f} ({scan.method})"
             },
             "locations": [
-                {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": row + 1}}}
+                {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": row + first}}}
             ],
         }
         for row in np.flatnonzero(scan.flagged).tolist()
