@@ -1,6 +1,7 @@
 """How well ABL's loss ledger ranks poisoned instructions: AUROC per reducer, with and without length buckets.
 
-    python benches/abl_instruct.py --data FOLDER --output FILE.json [--poisoned 50] [--triggers badnet vpi ctba]
+    python benches/abl_instruct.py run --data FOLDER --output FILE.json [--poisoned 50] [--triggers badnet vpi ctba]
+    python benches/abl_instruct.py render --output FILE.json
 
 FOLDER holds ``refusal_TRIGGER_poison.jsonl`` and ``refusal_clean.jsonl``. The packaged causal model's first layers
 are trained on the mixture under local gradient ascent; every snapshot goes to the ledger, and each reducer's scores
@@ -30,6 +31,7 @@ from asepsis.training.models import load_for
 
 SNAPSHOTS = (8, 16, 32)
 BUCKETS = 5
+TRIGGERS = ("badnet", "vpi", "ctba")
 
 
 class Trace:
@@ -92,28 +94,61 @@ def measure(data: Data, key: np.ndarray, model: str, seed: int) -> dict[str, Any
     return table
 
 
+def run(args: argparse.Namespace) -> None:
+    """Measure what the file does not hold yet, seed by seed."""
+    settings = {"model": args.model, "poisoned": args.poisoned, "clean": args.clean}
+    found: dict[str, Any] = {"settings": settings, "seeds": {}}
+    if args.output.exists():
+        found = json.loads(args.output.read_text())
+        if found["settings"] != settings:
+            raise SystemExit(f"{args.output} was measured with {found['settings']}, asked for {settings}")
+    for seed in args.seeds:
+        of_seed = found["seeds"].setdefault(str(seed), {})
+        for trigger in args.triggers:
+            if trigger in of_seed:
+                continue
+            began = time.monotonic()
+            data, key = mixture(args.data, trigger, args.poisoned, args.clean, seed)
+            of_seed[trigger] = measure(data, key, args.model, seed)
+            print(seed, trigger, f"{time.monotonic() - began:.0f} s", flush=True)
+            args.output.write_text(json.dumps(found, indent=1))
+
+
+def render(args: argparse.Namespace) -> None:
+    seeds = list(json.loads(args.output.read_text())["seeds"].values())
+    print("| score | " + " | ".join(f"{t}: AUROC / TPR at 1 % FPR" for t in TRIGGERS) + " |")
+    print("|---" * (1 + len(TRIGGERS)) + "|")
+    for score in seeds[0][TRIGGERS[0]]:
+        cells = []
+        for trigger in TRIGGERS:
+            pair = [
+                np.mean([of[trigger][score][name] for of in seeds if trigger in of])
+                for name in ("auroc", "tpr_at_1_fpr")
+            ]
+            cells.append(" / ".join(f"{value:.3f}" for value in pair))
+        print(f"| {score} | " + " | ".join(cells) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--model", default="demo:causal:8")
-    parser.add_argument("--poisoned", type=int, default=50)
-    parser.add_argument("--clean", type=int, default=450)
-    parser.add_argument("--triggers", nargs="+", default=["badnet", "vpi", "ctba"])
-    parser.add_argument("--seed", type=int, default=0)
+    verbs = parser.add_subparsers(required=True)
+    runs = verbs.add_parser("run")
+    runs.add_argument("--data", type=Path, required=True)
+    runs.add_argument("--model", default="demo:causal:8")
+    runs.add_argument("--poisoned", type=int, default=50)
+    runs.add_argument("--clean", type=int, default=450)
+    runs.add_argument("--triggers", nargs="+", default=list(TRIGGERS))
+    runs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    runs.set_defaults(verb=run)
+    renders = verbs.add_parser("render")
+    renders.set_defaults(verb=render)
+    for verb in (runs, renders):
+        verb.add_argument("--output", type=Path, required=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     args = parser.parse_args()
-    found: dict[str, Any] = {
-        "settings": {k: str(v) for k, v in vars(args).items() if k not in ("data", "output")}
-    }
-    for trigger in args.triggers:
-        began = time.monotonic()
-        data, key = mixture(args.data, trigger, args.poisoned, args.clean, args.seed)
-        found[trigger] = measure(data, key, args.model, args.seed)
-        print(trigger, f"{time.monotonic() - began:.0f} s", json.dumps(found[trigger]["drop"]), flush=True)
-        args.output.write_text(json.dumps(found, indent=1))
+    args.verb(args)
 
 
 if __name__ == "__main__":
