@@ -12,6 +12,25 @@ from __future__ import annotations
 
 from asepsis.kernels._dispatch import Backend
 from asepsis.kernels.bottom_k import bottom_k
+from asepsis.kernels.gradient_alignment import (
+    AlignmentStats,
+    Granularity,
+    Rule,
+    Segments,
+    gradient_alignment,
+)
+from asepsis.kernels.multiscale_lora import SetAside, multiscale_lora
 from asepsis.kernels.sample_loss import sample_loss
 
-__all__ = ["Backend", "bottom_k", "sample_loss"]
+__all__ = [
+    "AlignmentStats",
+    "Backend",
+    "Granularity",
+    "Rule",
+    "Segments",
+    "SetAside",
+    "bottom_k",
+    "gradient_alignment",
+    "multiscale_lora",
+    "sample_loss",
+]
