@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from asepsis.data import Data as Data
     from asepsis.data import read as read
     from asepsis.defenses._abl_config import AblConfig as AblConfig
+    from asepsis.defenses._musclelora_config import MuscleloraConfig as MuscleloraConfig
     from asepsis.training import Run as Run
     from asepsis.training import Settings as Settings
     from asepsis.training import defend as defend
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AblConfig": "asepsis.defenses._abl_config",
     "Data": "asepsis.data",
+    "MuscleloraConfig": "asepsis.defenses._musclelora_config",
     "Run": "asepsis.training",
     "Scan": "asepsis.training.scan",
     "Settings": "asepsis.training",
@@ -35,7 +37,18 @@ _HOMES = {
     "scan_data": "asepsis.training.scan",
 }
 
-__all__ = ["AblConfig", "Data", "Run", "Scan", "Settings", "__version__", "defend", "read", "scan_data"]
+__all__ = [
+    "AblConfig",
+    "Data",
+    "MuscleloraConfig",
+    "Run",
+    "Scan",
+    "Settings",
+    "__version__",
+    "defend",
+    "read",
+    "scan_data",
+]
 
 
 def __getattr__(name: str) -> Any:

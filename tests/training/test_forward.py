@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from asepsis.errors import BackendError, ConfigError, DefenseInert
+from asepsis.core.placement import head_of
+from asepsis.errors import BackendError, ConfigError, DefenseInert, ModelError
 from asepsis.testing import tiny_causal, tiny_classifier, tiny_pairs, tiny_rows
 from asepsis.training.collate import Collator
 from asepsis.training.forward import (
@@ -11,7 +12,6 @@ from asepsis.training.forward import (
     check_targets,
     full_precision_head,
     mean_losses,
-    output_layer,
     resolve_precision,
     sample_losses,
 )
@@ -33,7 +33,7 @@ def batch_and_model(request):
 
 def test_logits_are_fp32_inside_bf16_autocast_and_the_hooks_go_away(batch_and_model):
     batch, model = batch_and_model
-    head = output_layer(model)
+    _, head = head_of(model)
     bodies = []
     spy = head.register_forward_pre_hook(lambda _, args: bodies.append(args[0].dtype))
     with torch.no_grad(), autocast(CPU, torch.bfloat16):
@@ -52,7 +52,7 @@ def test_logits_are_fp32_inside_bf16_autocast_and_the_hooks_go_away(batch_and_mo
 
 def test_an_exception_leaves_no_hook_and_no_disabled_autocast(batch_and_model):
     batch, model = batch_and_model
-    head = output_layer(model)
+    _, head = head_of(model)
 
     def fail(*_):
         raise RuntimeError("inside the head")
@@ -107,8 +107,8 @@ def test_bf16_on_a_gpu_without_it_is_refused_and_auto_takes_fp32(monkeypatch):
 
 
 def test_a_model_without_an_output_layer_is_refused():
-    with pytest.raises(BackendError, match="Linear has no classifier"):
-        output_layer(torch.nn.Linear(2, 2))
+    with pytest.raises(ModelError, match="Linear has no classifier"):
+        head_of(torch.nn.Linear(2, 2))
 
 
 def test_a_step_without_targets_is_refused():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ def train(
     defense: Annotated[str, typer.Option(help="A defense's name, or none for the undefended control.")],
     output: Annotated[Path, typer.Option(help="Folder to write the trained model to.")],
     clean_reference: Annotated[
-        str | None, typer.Option(help="Trusted rows, where the defense needs them.")
+        str | None, typer.Option(help="Trusted rows, where the defense needs them; auto: let it choose.")
     ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the rows.")] = 2.0,
     batch_size: Annotated[int, typer.Option(help="Rows per step.")] = 32,
@@ -52,8 +52,8 @@ def train(
         seed=seed,
     )
     rows = read(data, text_column=text_column, label_column=label_column)
-    reference = None
-    if clean_reference is not None:
+    reference: Any = clean_reference
+    if clean_reference not in (None, "auto"):
         reference = read(
             clean_reference, text_column=text_column, label_column=label_column, n_classes=rows.n_classes
         )

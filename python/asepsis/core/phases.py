@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from asepsis.core.alignment import Alignment
 from asepsis.core.losses import LossRule
 from asepsis.errors import ConfigError
 
@@ -29,6 +30,13 @@ class Weights:
     """Names remembered weights; the driver holds the tensors."""
 
     key: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restore:
+    """Ask for remembered weights to be put back. Answer: None."""
+
+    weights: Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +119,8 @@ class Train:
         Stop when the running mean of the isolated rows' loss exceeds this.
     relabel : Relabel or None
         Other labels for some rows, in this training only.
+    alignment : Alignment or None
+        Align each step's gradient with that of clean reference rows.
     """
 
     name: str
@@ -126,6 +136,7 @@ class Train:
     records: Records | None = None
     stop_above: float | None = None
     relabel: Relabel | None = None
+    alignment: Alignment | None = None
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
@@ -138,16 +149,17 @@ class Train:
 
 @dataclass(frozen=True)
 class Trained:
-    """What happened: optimizer steps done, the last steps' mean losses (nats), and why it ended."""
+    """What happened: optimizer steps done, the last steps' mean losses (nats), why it ended, how it was aligned."""
 
     steps: int
     loss: float
     isolated_loss: float | None
     stopped_early: bool
+    alignment: dict[str, Any] | None = None
 
 
-Request = Remember | Score | Train
-Answer = Weights | Losses | Trained
+Request = Remember | Restore | Score | Train
+Answer = Weights | Losses | Trained | None
 
 
 @dataclass(frozen=True, kw_only=True)

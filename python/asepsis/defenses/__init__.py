@@ -35,7 +35,7 @@ def load(name: str) -> Any:
     found = [
         v
         for v in vars(module).values()
-        if isinstance(v, type) and issubclass(v, Defense) and v is not Defense
+        if isinstance(v, type) and issubclass(v, Defense) and v.__module__ == module.__name__
     ]
     if len(found) != 1:
         raise ConfigError(f"{module.__name__} must hold exactly one Defense, found {len(found)}")

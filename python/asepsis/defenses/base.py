@@ -86,6 +86,19 @@ class DefenseConfig:
 ConfigT = TypeVar("ConfigT", bound=DefenseConfig)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What the user handed over beside model and data; the fields are the keywords of :func:`asepsis.defend`.
+
+    Attributes
+    ----------
+    clean_reference : Data, "auto" or None
+        Trusted rows. ``"auto"`` asks the defense to find rows it may take for clean, where it can.
+    """
+
+    clean_reference: Data | Literal["auto"] | None = None
+
+
 class Defense(ABC, Generic[ConfigT]):
     """One published defense.
 
@@ -104,8 +117,9 @@ class Defense(ABC, Generic[ConfigT]):
     needs: ClassVar[frozenset[str]]
     config_type: ClassVar[type[DefenseConfig]]
 
-    def __init__(self, config: ConfigT) -> None:
+    def __init__(self, config: ConfigT, given: Given | None = None) -> None:
         self.config = config
+        self.given = Given() if given is None else given
 
     @abstractmethod
     def script(self, model: Any, data: Data) -> Script:

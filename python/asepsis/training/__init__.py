@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from asepsis.core.phases import Outcome, Script
 from asepsis.data import Data, read
 from asepsis.defenses import available, load
-from asepsis.defenses.base import Defense, DefenseConfig
+from asepsis.defenses.base import Defense, DefenseConfig, Given
 from asepsis.errors import ConfigError, MissingReference, ModelError
+from asepsis.training.align import check_reference
 from asepsis.training.checkpoint import save_run, versions
 from asepsis.training.driver import Driver, Progress, silent
 from asepsis.training.loop import LoopDriver
@@ -77,8 +78,9 @@ def defend(
         A defense's name, its config object, or None (or ``"none"``) for the undefended control.
     processing_class
         The tokenizer, where ``model`` is a module.
-    clean_reference
-        Trusted rows, for the defenses that need them.
+    clean_reference : as data, or "auto", optional
+        Trusted rows, for the defenses that need them. ``"auto"`` lets a defense that can take the least suspicious
+        rows of ``data`` itself, which is an assumption and is logged as one.
     args : transformers.TrainingArguments, optional
         Train with the Hugging Face Trainer under these arguments; otherwise the plain loop trains under
         ``settings``.
@@ -100,11 +102,12 @@ def defend(
     DefenseInert
         If the defense could not act.
     """
-    script = _script_of(defense, {"clean_reference": clean_reference})
+    rows = read(data)
+    given = Given(clean_reference=_reference(clean_reference, rows))
     return run_script(
         model,
-        data,
-        script,
+        rows,
+        _script_of(defense, given),
         defense=describe(defense),
         processing_class=processing_class,
         args=args,
@@ -157,11 +160,21 @@ def run_script(
     return Run(network, tokenizer, outcome, rows, manifest)
 
 
-def _script_of(choice: Choice, given: dict[str, Any]) -> Callable[[nn.Module, Data], Script]:
+def _reference(source: Any, rows: Data) -> Data | Literal["auto"] | None:
+    if source is None:
+        return None
+    if isinstance(source, str) and source == "auto":
+        return "auto"
+    reference = read(source, task=rows.task, n_classes=rows.n_classes)
+    check_reference(reference, rows)
+    return reference
+
+
+def _script_of(choice: Choice, given: Given) -> Callable[[nn.Module, Data], Script]:
     if choice is None or choice == "none":
         return lambda model, data: undefended(len(data))
-    defense = build(choice)
-    missing = sorted(need for need in defense.needs if given.get(need) is None)
+    defense = build(choice, given)
+    missing = sorted(need for need in defense.needs if getattr(given, need) is None)
     if missing:
         raise MissingReference(
             f"{type(defense).__name__.lower()} needs {', '.join(missing)}; pass it to defend()"
@@ -169,19 +182,19 @@ def _script_of(choice: Choice, given: dict[str, Any]) -> Callable[[nn.Module, Da
     return defense.script
 
 
-def build(choice: Choice) -> Defense[Any]:
-    """Return the defense a name or a config stands for."""
+def build(choice: Choice, given: Given | None = None) -> Defense[Any]:
+    """Return the defense a name or a config stands for, with what the user gave it."""
     if isinstance(choice, DefenseConfig):
         for name in available():
             kind = load(name)
             if kind.config_type is type(choice):
-                defense: Defense[Any] = kind(choice)
+                defense: Defense[Any] = kind(choice, given)
                 return defense
         raise ConfigError(f"{type(choice).__name__} belongs to no defense")
     if not isinstance(choice, str):
         raise ConfigError(f"defense must be a name, a config or None, got {choice!r}")
     kind = load(choice)
-    named: Defense[Any] = kind(kind.config_type())
+    named: Defense[Any] = kind(kind.config_type(), given)
     return named
 
 

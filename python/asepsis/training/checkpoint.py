@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from asepsis.core.export import save_adapter
+from asepsis.core.lora import layers
 from asepsis.core.phases import Outcome
 from asepsis.data import Data
 from asepsis.errors import CheckpointError
@@ -46,8 +48,7 @@ def save_run(
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        saver: Any = model
-        saver.save_pretrained(scratch)
+        _save_model(model, tokenizer, scratch, data)
         tokenizer.save_pretrained(scratch)
         _write_rows(scratch / ROWS, outcome, data)
         (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
@@ -59,6 +60,23 @@ def save_run(
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     return target
+
+
+def _save_model(model: nn.Module, tokenizer: Any, folder: Path, data: Data) -> None:
+    """Write weights: a stock adapter, checked against peft, where multi-scale layers were trained."""
+    saver: Any = model
+    if not any(True for _ in layers(model)):
+        saver.save_pretrained(folder)
+        return
+    probe = tokenizer(
+        list(data.texts[:4]), return_tensors="pt", padding=True, truncation=True, max_length=64
+    ).to(next(model.parameters()).device)
+    was_training = model.training
+    model.eval()
+    try:
+        save_adapter(model, folder, logits=lambda: saver(**probe).logits)
+    finally:
+        model.train(was_training)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from asepsis.core.phases import Relabel
 from asepsis.data import Data
@@ -47,6 +47,23 @@ class Batch:
         moved = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
         rest = (self.labels, self.sample_id, self.isolated, self.count, self.weight)
         return Batch(moved, *(t.to(device, non_blocking=True) for t in rest))
+
+
+def joined(batch: Batch, other: Batch, *, pad_token_id: int) -> Batch:
+    """Return both as one batch, ``other`` last, padded to the longer of the two."""
+    padding = {"input_ids": pad_token_id}
+    inputs = {k: _stacked(v, other.inputs[k], padding.get(k, 0)) for k, v in batch.inputs.items()}
+    pairs = ("sample_id", "isolated", "count", "weight")
+    rest = {name: torch.cat((getattr(batch, name), getattr(other, name))) for name in pairs}
+    return Batch(inputs=inputs, labels=_stacked(batch.labels, other.labels, IGNORED), **rest)
+
+
+def _stacked(a: Tensor, b: Tensor, padding: int) -> Tensor:
+    if a.ndim == 1:
+        return torch.cat((a, b))
+    width = max(a.shape[1], b.shape[1])
+    wide = [nn.functional.pad(t, (0, width - t.shape[1]), value=padding) for t in (a, b)]
+    return torch.cat(wide)
 
 
 class Collator:

@@ -18,6 +18,7 @@ from asepsis.core.phases import (
     Outcome,
     Remember,
     Request,
+    Restore,
     Score,
     Script,
     Train,
@@ -79,7 +80,8 @@ class Driver(ABC):
 
     def run(self, script: Script) -> Outcome:
         """Drive a script to its outcome."""
-        answer: Answer | None = None
+        torch.manual_seed(derive_seed(self.seed))  # a script may draw new weights
+        answer: Answer = None
         while True:
             try:
                 request = script.send(answer)
@@ -90,7 +92,7 @@ class Driver(ABC):
 
     def answer(self, request: Request) -> Answer:
         """Carry out one request."""
-        log.info("phase %d: %s", self.requests, getattr(request, "name", "remember"))
+        log.info("phase %d: %s", self.requests, getattr(request, "name", type(request).__name__.lower()))
         if isinstance(request, Remember):
             self._remembered[self.requests] = {
                 name: p.detach().to("cpu", copy=True)
@@ -98,6 +100,9 @@ class Driver(ABC):
                 if p.requires_grad
             }
             return Weights(self.requests)
+        if isinstance(request, Restore):
+            self._restore(request.weights)
+            return None
         if isinstance(request, Score):
             return self.score(request)
         if request.start is not None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from asepsis.core.placement import head_of
 from asepsis.errors import BackendError, ConfigError, DefenseInert
 from asepsis.kernels import sample_loss
 from asepsis.training.collate import Batch
@@ -54,7 +55,8 @@ def full_precision_head(model: nn.Module) -> Iterator[None]:
     bf16 logits have 8 bits: with two classes only a few hundred distinct losses are left and a ranking is mostly
     ties. The body may stay in bf16; its last product may not.
     """
-    head = output_layer(model)
+    outer: Any = model
+    _, head = head_of(outer.get_base_model() if hasattr(outer, "get_base_model") else outer)
     entered: list[Any] = []
 
     def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -73,22 +75,6 @@ def full_precision_head(model: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def output_layer(model: nn.Module) -> nn.Module:
-    """Return the module that makes the logits: ``classifier``, ``score`` or the output embeddings."""
-    outer: Any = model
-    inner: Any = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
-    for name in ("classifier", "score"):
-        head = getattr(inner, name, None)
-        if isinstance(head, nn.Module):
-            return head
-    embeddings = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
-    if not isinstance(embeddings, nn.Module):
-        raise BackendError(
-            f"{type(inner).__name__} has no classifier, score or output embeddings to score with"
-        )
-    return embeddings
 
 
 def sample_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

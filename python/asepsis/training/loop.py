@@ -13,10 +13,11 @@ from asepsis.core.losses import coefficients, group_totals
 from asepsis.core.phases import Score, Train, Trained
 from asepsis.data import Data
 from asepsis.errors import BackendError, DefenseInert
+from asepsis.training.align import Aligner, check_reference
 from asepsis.training.collate import Batch, Collator
 from asepsis.training.driver import Driver, Progress, derive_seed, silent
 from asepsis.training.forward import autocast, check_targets, mean_losses, resolve_precision
-from asepsis.training.plan import make_plan
+from asepsis.training.plan import Plan, make_plan
 from asepsis.training.settings import Settings
 
 
@@ -56,6 +57,7 @@ class LoopDriver(Driver):
         peak = s.learning_rate * request.learning_rate_scale
         optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=s.weight_decay, fused=True)
         decay = plan.steps if request.decay_steps is None else request.decay_steps
+        aligner = make_aligner(self, request, plan, max_length=s.max_length)
         watch = Watch(request)
         watch.snapshot(self, 0)
         self.model.train()
@@ -65,15 +67,17 @@ class LoopDriver(Driver):
             for group in optimizer.param_groups:
                 group["lr"] = peak * (max(0.0, 1 - step / decay) if decay else 1.0)
             mean, apart = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+            if aligner is not None:
+                aligner.begin(step)
             for index, batch in enumerate(micro):
                 torch.manual_seed(derive_seed(self.request_seed(), step, index))
                 moved = batch.to(self.device)
-                with autocast(self.device, self.dtype):
-                    losses = mean_losses(self.model, moved)
-                (moved.weight * request.loss.shape(losses, moved.isolated)).sum().backward()  # type: ignore[no-untyped-call]
+                losses = self._backward(moved, index, request, aligner)
                 ordinary, isolated = group_means(losses, moved)
                 mean, apart = mean + ordinary, apart + isolated
             steer(parameters, request.loss.direction(mean))
+            if aligner is not None:
+                aligner.align()
             if s.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_(parameters, s.max_grad_norm)
             optimizer.step()
@@ -83,7 +87,47 @@ class LoopDriver(Driver):
             watch.snapshot(self, step + 1)
             if watch.should_stop:
                 break
-        return watch.result()
+        return finished(watch, aligner)
+
+    def _backward(self, batch: Batch, index: int, request: Train, aligner: Aligner | None) -> Tensor:
+        """Add one micro-batch's gradient; return its per-sample losses [B]."""
+        with autocast(self.device, self.dtype):
+            if aligner is None:
+                losses = mean_losses(self.model, batch)
+                loss = (batch.weight * request.loss.shape(losses, batch.isolated)).sum()
+            else:
+                losses, loss = aligner.losses(self.model, batch, index, request.loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if aligner is not None:
+            with autocast(self.device, self.dtype):
+                aligner.finish(index)
+        return losses
+
+
+def make_aligner(driver: Driver, request: Train, plan: Plan, *, max_length: int) -> Aligner | None:
+    """Return what aligns this request's gradients; None where it does not ask for that."""
+    if request.alignment is None:
+        return None
+    check_reference(request.alignment.reference, driver.data)
+    return Aligner(
+        request.alignment,
+        driver.model,
+        driver.tokenizer,
+        max_length=max_length,
+        epochs=plan.epochs,
+        steps=plan.steps,
+        micro_batches=plan.accumulation,
+        seed=derive_seed(driver.request_seed(), 1),
+    )
+
+
+def finished(watch: Watch, aligner: Aligner | None) -> Trained:
+    """Return the answer to a training request, and let the aligner go."""
+    result = watch.result()
+    if aligner is None:
+        return result
+    aligner.close()
+    return replace(result, alignment=aligner.report())
 
 
 def resolve_device(device: str) -> torch.device:

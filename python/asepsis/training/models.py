@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from asepsis.core.export import mark_fresh
 from asepsis.data import Data
 from asepsis.data.packaged import PackagedModel, packaged_model
 from asepsis.errors import ModelError
@@ -110,7 +111,9 @@ def _load(name: str, kind: str, n_classes: int | None) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     packaged, layers = _demo(name)
-    auto = AutoModelForSequenceClassification if kind == "sequence-classification" else AutoModelForCausalLM
+    auto: Any = (
+        AutoModelForSequenceClassification if kind == "sequence-classification" else AutoModelForCausalLM
+    )
     options: dict[str, Any] = (
         {"num_labels": n_classes} if n_classes and kind == "sequence-classification" else {}
     )
@@ -124,9 +127,10 @@ def _load(name: str, kind: str, n_classes: int | None) -> Any:
     if layers is not None:
         options["num_hidden_layers"] = layers
     try:
-        model = auto.from_pretrained(source, dtype=torch.float32, **options)
+        model, loaded = auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"cannot load {name} as {kind}: {_first_line(error)}") from error
+    mark_fresh(model, sorted(loaded["missing_keys"]))
     if packaged is not None and packaged.gguf_file:
         _forget_quantization(model)
     return model

@@ -49,6 +49,12 @@ class Plan:
     def __len__(self) -> int:
         return self.steps * self.accumulation
 
+    @property
+    def epochs(self) -> float:
+        """Passes over the ordinary rows."""
+        ordinary = self.batch_size - (self.batch_size // 2 if len(self.isolated) else 0)
+        return len(self) / math.ceil(len(self.rows) / ordinary)
+
     def __iter__(self) -> Iterator[Rows]:
         rng = np.random.default_rng(self.seed)
         share = self.batch_size // 2 if len(self.isolated) else 0

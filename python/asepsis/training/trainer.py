@@ -23,10 +23,11 @@ from asepsis.core.losses import coefficients, group_totals
 from asepsis.core.phases import Train, Trained
 from asepsis.data import Data
 from asepsis.errors import BackendError
+from asepsis.training.align import Aligner
 from asepsis.training.collate import Batch, Collator
 from asepsis.training.driver import Driver, Progress, derive_seed, silent
 from asepsis.training.forward import check_targets, mean_losses
-from asepsis.training.loop import Watch, group_means, steer, with_max_steps
+from asepsis.training.loop import Watch, finished, group_means, make_aligner, steer, with_max_steps
 from asepsis.training.plan import Plan, make_plan
 
 
@@ -81,21 +82,33 @@ class TrainerDriver(Driver):
         args.max_steps = plan.steps
         args.learning_rate = self.args.learning_rate * request.learning_rate_scale
         args.save_strategy = SaveStrategy.NO
+        if request.alignment is not None and args.fp16:
+            raise BackendError(
+                "gradient alignment does not work with fp16's scaled gradients; use bf16=True or float32"
+            )
+        aligner = make_aligner(self, request, plan, max_length=self.max_length)
         watch = Watch(request)
         watch.snapshot(self, 0)
-        trainer = _PhaseTrainer(self, args, request, plan, watch)
+        trainer = _PhaseTrainer(self, args, request, plan, watch, aligner)
         trainer.train()
         self.model.to(self.device)
-        return watch.result()
+        return finished(watch, aligner)
 
 
 class _PhaseTrainer(Trainer):
     """One training request, run by the Hugging Face loop."""
 
     def __init__(
-        self, driver: TrainerDriver, args: TrainingArguments, request: Train, plan: Plan, watch: Watch
+        self,
+        driver: TrainerDriver,
+        args: TrainingArguments,
+        request: Train,
+        plan: Plan,
+        watch: Watch,
+        aligner: Aligner | None,
     ) -> None:
         self._driver, self._request, self._plan, self._watch = driver, request, plan, watch
+        self._aligner = aligner
         self._collate = Collator(
             driver.tokenizer, driver.data, max_length=driver.max_length, relabel=request.relabel
         )
@@ -158,6 +171,8 @@ class _PhaseTrainer(Trainer):
                 sample["weight"] = coefficients(sample["count"], sample["isolated"], totals) * ranks
         self._mean = self._apart = torch.zeros((), device=device)
         self._micro = 0
+        if samples and self._aligner is not None:
+            self._aligner.begin(self.state.global_step)
         return samples, torch.tensor(1, device=device)
 
     def compute_loss(
@@ -172,24 +187,38 @@ class _PhaseTrainer(Trainer):
         fields = {k: inputs.pop(k) for k in ("labels", "sample_id", "isolated", "count", "weight")}
         batch = Batch(inputs=inputs, **fields)
         torch.manual_seed(derive_seed(self._driver.request_seed(), self.state.global_step, self._micro))
-        losses = mean_losses(model, batch)
+        loss: Tensor
+        if self._aligner is None:
+            losses = mean_losses(model, batch)
+            loss = (batch.weight * self._request.loss.shape(losses, batch.isolated)).sum()
+        else:
+            losses, loss = self._aligner.losses(model, batch, self._piece(), self._request.loss)
         ordinary, isolated = group_means(losses, batch)
         self._mean, self._apart = self._mean + ordinary, self._apart + isolated
-        self._micro += 1
-        loss: Tensor = (batch.weight * self._request.loss.shape(losses, batch.isolated)).sum()
         return loss
+
+    def _piece(self) -> int:
+        """Return the place of the running micro-batch in its step, over all ranks: ranks take turns in the plan."""
+        at: int = self._micro * self.accelerator.num_processes + self.accelerator.process_index
+        return at
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
         """Turn the whole step's gradient by the rule's sign: after the last micro-batch, before clipping."""
         loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._aligner is not None:
+            with self.compute_loss_context_manager():
+                self._aligner.finish(self._piece())
+        self._micro += 1
         if self.accelerator.sync_gradients:
             self._mean = self.accelerator.reduce(self._mean, "mean")
             self._apart = self.accelerator.reduce(self._apart, "mean")
             steer(
                 [p for p in model.parameters() if p.requires_grad], self._request.loss.direction(self._mean)
             )
+            if self._aligner is not None:
+                self._aligner.align(over_ranks=self.accelerator.num_processes > 1)
         return loss
 
     def step_done(self) -> bool:
