@@ -91,7 +91,9 @@ def head_of(model: nn.Module) -> tuple[str, nn.Module]:
 def output_linear(model: nn.Module) -> str:
     """Return the name of the linear layer that makes the logits: the last one of the head."""
     name, head = head_of(model)
-    inside: list[str] = [f"{name}.{leaf}" if leaf else name for leaf, m in head.named_modules() if is_linear(m)]
+    inside: list[str] = [
+        f"{name}.{leaf}" if leaf else name for leaf, m in head.named_modules() if is_linear(m)
+    ]
     if not inside:
         raise ModelError(f"the head {name} of {type(model).__name__} has no linear layer")
     return inside[-1]
