@@ -29,6 +29,7 @@ VERBS: Table = {
         "": "Look for poison.",
         "data": "Say which rows look poisoned.",
     },
+    "export": "Write a trained folder as plain files, or merge its adapter into its base.",
     "cite": "Print the reference of a defense's paper.",
 }
 

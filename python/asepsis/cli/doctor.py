@@ -157,8 +157,15 @@ def _kernels() -> Report:
 
     def probes(device: torch.device) -> dict[str, Callable[[Any], object]]:
         x, y = torch.zeros(2, 2, device=device), torch.zeros(2, dtype=torch.int64, device=device)
+        segments = kernels.Segments.of([2], device)
         return {
             "bottom_k": lambda backend: kernels.bottom_k(x[0], 1, backend=backend),
+            "gradient_alignment": lambda backend: kernels.gradient_alignment(
+                x[0].clone(), x[1], segments, backend=backend
+            ),
+            "multiscale_lora": lambda backend: kernels.multiscale_lora(
+                x, x, None, x, x, x[0], backend=backend
+            ),
             "sample_loss": lambda backend: kernels.sample_loss(x, y, backend=backend),
         }
 

@@ -1,0 +1,60 @@
+"""Hand a finished run on: its stock files alone, or its adapter merged into a plain checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from asepsis.core.export import FACTORS
+from asepsis.errors import CheckpointError, ModelError
+from asepsis.training.checkpoint import MANIFEST, ROWS
+from asepsis.training.models import load_trained
+
+_OURS = frozenset({MANIFEST, ROWS, FACTORS})
+
+
+def export_folder(folder: str | Path, output: str | Path, *, merge: bool = False) -> Path:
+    """Copy the stock files of a saved run to a new folder, which appears whole or not at all.
+
+    Parameters
+    ----------
+    folder : path
+        Written by :meth:`asepsis.Run.save_pretrained`.
+    output : path
+        Must not exist.
+    merge : bool
+        Load base and adapter and write one plain checkpoint. A checkpoint is copied as it is.
+
+    Raises
+    ------
+    CheckpointError
+        ``output`` exists.
+    ModelError
+        ``folder`` holds no model.
+    """
+    source, target = Path(folder), Path(output)
+    if target.exists():
+        raise CheckpointError(f"{target} exists; name a folder that does not")
+    is_adapter = (source / "adapter_config.json").is_file()
+    if not is_adapter and not (source / "config.json").is_file():
+        raise ModelError(f"{folder} is not a folder with a saved model")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        if merge and is_adapter:
+            adapted, tokenizer = load_trained(source)
+            model: Any = adapted
+            model.merge_and_unload().save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+        else:
+            for file in sorted(source.iterdir()):
+                if file.is_file() and file.name not in _OURS:
+                    shutil.copy2(file, scratch / file.name)
+        scratch.chmod(0o755)
+        scratch.replace(target)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return target
