@@ -144,7 +144,7 @@ def test_a_nan_loss_raises_instead_of_training_on():
     driver = driver_for(tiny_rows(8, 0))
     with torch.no_grad():
         driver.model.classifier.bias.fill_(float("nan"))
-    with pytest.raises(DefenseInert, match="the loss became nan at step 1"):
+    with pytest.raises(DefenseInert, match="the loss was not finite by step 1"):
         run(driver, Train(name="t", steps=3))
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -83,7 +83,7 @@ class LoopDriver(Driver):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             self.progress(request.name, step + 1, plan.steps)
-            watch.observe(float(mean), float(apart))
+            watch.observe(mean, apart)
             watch.snapshot(self, step + 1)
             if watch.should_stop:
                 break
@@ -176,16 +176,22 @@ def steer(parameters: list[nn.Parameter], direction: Tensor | None) -> None:
 
 
 class Watch:
-    """Keeps what a training has to answer for: snapshots, the latest losses, the stop rule."""
+    """Keeps what a training has to answer for: snapshots, the latest losses, the stop rule.
+
+    Losses stay on their device. Reading one makes the host wait, so on a GPU they are read every few steps only,
+    unless a stop rule asks for them.
+    """
 
     _SMOOTH = 5  # steps in the running mean of the isolated loss
+    _READ_EVERY = 16
 
     def __init__(self, request: Train) -> None:
         self.request = request
         self.steps = 0
-        self.losses: list[float] = []
-        self.isolated: list[float] = []
+        self.losses: list[Tensor] = []
+        self.isolated: list[Tensor] = []
         self.should_stop = False
+        self._sum = torch.zeros(())  # of all losses: not finite from the first that is not
 
     def snapshot(self, driver: Driver, step: int) -> None:
         """Record an evaluation pass if one is due after ``step``."""
@@ -193,21 +199,31 @@ class Watch:
             name = f"{self.request.name}: losses after step {step}"
             self.request.records.snapshot(step, driver.score(Score(name=name)))
 
-    def observe(self, mean: float, isolated: float) -> None:
-        """Take note of one finished step."""
+    def observe(self, mean: Tensor, isolated: Tensor) -> None:
+        """Take note of one finished step's mean losses, 0-dim, of ordinary and of isolated rows."""
         self.steps += 1
         self.losses = [*self.losses[-self._SMOOTH + 1 :], mean]
-        if not np.isfinite(mean):
-            raise DefenseInert(
-                f"{self.request.name}: the loss became {mean} at step {self.steps}; lower the rate"
-            )
+        self._sum = self._sum.to(mean.device) + mean
+        if mean.device.type == "cpu" or self.steps % self._READ_EVERY == 0:
+            self._check()
         if self.request.isolated is not None:
             self.isolated = [*self.isolated[-self._SMOOTH + 1 :], isolated]
             limit = self.request.stop_above
             full = len(self.isolated) == self._SMOOTH
-            self.should_stop = limit is not None and full and float(np.mean(self.isolated)) > limit
+            self.should_stop = limit is not None and full and _mean(self.isolated) > limit
 
     def result(self) -> Trained:
         """Return the answer to the request."""
-        apart = float(np.mean(self.isolated)) if self.isolated else None
-        return Trained(self.steps, float(np.mean(self.losses)), apart, self.should_stop)
+        self._check()
+        apart = _mean(self.isolated) if self.isolated else None
+        return Trained(self.steps, _mean(self.losses), apart, self.should_stop)
+
+    def _check(self) -> None:
+        if not math.isfinite(float(self._sum)):
+            raise DefenseInert(
+                f"{self.request.name}: the loss was not finite by step {self.steps}; lower the learning rate"
+            )
+
+
+def _mean(losses: list[Tensor]) -> float:
+    return float(torch.stack(losses).mean())

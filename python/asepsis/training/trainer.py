@@ -224,7 +224,7 @@ class _PhaseTrainer(Trainer):
     def step_done(self) -> bool:
         """Report a finished step to the watch; return whether training should end."""
         driver, watch = self._driver, self._watch
-        watch.observe(float(self._mean), float(self._apart))
+        watch.observe(self._mean, self._apart)
         driver.progress(self._request.name, watch.steps, self._plan.steps)
         watch.snapshot(driver, watch.steps)
         return watch.should_stop
