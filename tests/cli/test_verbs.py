@@ -99,6 +99,30 @@ def test_train_then_evaluate_writes_the_contract(tmp_path: Path, rows: Path, mod
     assert json.loads(numbers.read_text())["attack_success_rate"] is None
 
 
+def test_musclelora_writes_an_adapter_that_evaluate_takes(tmp_path: Path, rows: Path, model: str) -> None:
+    out, numbers = tmp_path / "out", tmp_path / "e.json"
+    train = ["train", "--model", model, "--data", str(rows), "--output", str(out), "--max-steps", "3", *QUICK]
+    words = ["--defense", "musclelora", "--set", "scales=[1,2,3]", "--clean-reference", str(rows)]
+    assert main([*train, *words]) == 0
+    assert (out / "adapter_config.json").exists() and not (out / "model.safetensors").exists()
+    manifest = json.loads((out / "asepsis.json").read_text())
+    assert manifest["defense"]["name"] == "musclelora" and manifest["report"]["reference"]["rows"] == 48
+    assert manifest["defense"]["config"]["scales"] == [1, 2, 3]
+    assert main(["evaluate", str(out), "--clean", str(rows), "--json", str(numbers)]) == 0
+    assert json.loads(numbers.read_text())["clean_accuracy"]["n"] == 48
+
+
+def test_musclelora_chooses_its_reference_where_it_is_told_to(
+    tmp_path: Path, rows: Path, model: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    train = ["train", "--model", model, "--data", str(rows), "--output", str(out), "--max-steps", "3", *QUICK]
+    assert main([*train, "--defense", "musclelora", "--clean-reference", "auto"]) == 0
+    assert "ASSUMES that 24 rows are clean" in capfd.readouterr().err
+    reference = json.loads((out / "asepsis.json").read_text())["report"]["reference"]
+    assert reference["chosen_by"] == "abl probe"
+
+
 def scan(monkeypatch: pytest.MonkeyPatch, verdict: str) -> None:
     from asepsis.training import scan as module
 
@@ -168,6 +192,11 @@ def test_a_real_scan_runs_through(tmp_path: Path, rows: Path, model: str) -> Non
             ],
             2,
             "no field x",
+        ),
+        (
+            ["train", "--model", "m", "--data", "ROWS", "--defense", "musclelora", "--output", "OUT"],
+            2,
+            "--clean-reference",
         ),
         (
             ["train", "--model", "m", "--data", "none.jsonl", "--defense", "abl", "--output", "OUT"],

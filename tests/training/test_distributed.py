@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
+from asepsis.core.alignment import Alignment
+from asepsis.core.lora import Branch, insert
 from asepsis.core.losses import Flooding, LossRule
 from asepsis.core.phases import Acted, Outcome, Train
 from asepsis.data import Data
@@ -22,10 +25,6 @@ from asepsis.training.trainer import TrainerDriver
 
 BATCH = 4
 GAMMA = 1.0
-CASES = {
-    "sign": (8, Train(name="t", loss=Flooding(GAMMA), steps=1)),
-    "short batches": (10, Train(name="t", loss=LossRule(), epochs=4)),
-}
 
 
 def rows_of_two_lengths(n):
@@ -35,6 +34,17 @@ def rows_of_two_lengths(n):
     return Data(task="classification", texts=texts, labels=labels, n_classes=2)
 
 
+ONE_PASS = Alignment(reference=rows_of_two_lengths(7), batch_size=7, min_reference_loss=0.0)
+CASES = {
+    "sign": (8, Train(name="t", loss=Flooding(GAMMA), steps=1)),
+    "short batches": (10, Train(name="t", loss=LossRule(), epochs=4)),
+    "aligned": (10, Train(name="t", epochs=4, alignment=ONE_PASS)),
+    "aligned in two passes": (10, Train(name="t", epochs=4, alignment=replace(ONE_PASS, passes="two"))),
+    # one reference row a step: one rank has none
+    "aligned with one row": (10, Train(name="t", epochs=4, alignment=replace(ONE_PASS, batch_size=1))),
+}
+
+
 def sure_of_class_0():
     model, tokenizer = tiny_classifier(0, dropout=0.0)
     with torch.no_grad():
@@ -42,9 +52,13 @@ def sure_of_class_0():
     return model, tokenizer
 
 
-def train(case, folder, *, accumulation):
+def train(case, folder, *, accumulation, learning_rate=1e-2):
     n, request = CASES[case]
     model, tokenizer = sure_of_class_0()
+    if request.alignment is not None:
+        torch.manual_seed(0)
+        low_rank = Branch(rank=3, alpha=3.0, init="reference")
+        insert(model, {"bert.pooler.dense": low_rank, "classifier": Branch(full=True)})
     args = TrainingArguments(
         output_dir=str(folder),
         use_cpu=True,
@@ -52,7 +66,7 @@ def train(case, folder, *, accumulation):
         disable_tqdm=True,
         per_device_train_batch_size=BATCH,
         gradient_accumulation_steps=accumulation,
-        learning_rate=1e-2,
+        learning_rate=learning_rate,
         warmup_steps=0,
         optim="sgd",  # AdamW's first step has the size of the rate whatever the gradient's
         max_grad_norm=0.0,
@@ -66,7 +80,13 @@ def train(case, folder, *, accumulation):
 
     driver.run(script())
     weights = {k: v.detach().clone() for k, v in model.named_parameters()}
-    return {**weights, "steps": torch.tensor(trained[0].steps), "loss": torch.tensor(trained[0].loss)}
+    aligned = {k: torch.tensor(v) for k, v in (trained[0].alignment or {}).items() if k != "passes"}
+    return {
+        **weights,
+        **aligned,
+        "steps": torch.tensor(trained[0].steps),
+        "loss": torch.tensor(trained[0].loss),
+    }
 
 
 def train_on_two(case, folder):
@@ -81,8 +101,9 @@ def train_on_two(case, folder):
 def test_two_processes_do_what_one_does_with_twice_the_batch(case, tmp_path):
     ranks = train_on_two(case, tmp_path)
     alone = train(case, tmp_path, accumulation=2)
-    start = dict(sure_of_class_0()[0].named_parameters())
-    assert any(not torch.equal(alone[k], v) for k, v in start.items())
+    start = train(case, tmp_path / "start", accumulation=2, learning_rate=0.0)
+    moved = [k for k, v in start.items() if not torch.equal(alone[k], v) and k not in ("steps", "loss")]
+    assert any(k.endswith(("weight", "lora_A")) for k in moved)
     for found in ranks:
         for name, wanted in alone.items():
             torch.testing.assert_close(

@@ -9,8 +9,12 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
+from asepsis.core.alignment import Alignment
+from asepsis.core.lora import insert
 from asepsis.core.losses import BoundedAscent, Flooding, LossRule
 from asepsis.core.phases import Acted, Outcome, Train
+from asepsis.defenses._musclelora_config import MuscleloraConfig
+from asepsis.defenses.musclelora import Musclelora
 from asepsis.testing import tiny_causal, tiny_classifier, tiny_pairs, tiny_rows
 from asepsis.training.loop import LoopDriver
 from asepsis.training.settings import Settings
@@ -136,4 +140,58 @@ def test_both_drivers_agree_on_causal_models_with_responses_of_many_lengths(tmp_
         [Train(name="t", steps=6)], tmp_path, settings=settings, make=tiny_causal, data=tiny_pairs(40, 0)
     )
     assert changed(runs, tiny_causal)
+    assert_same(runs)
+
+
+def with_branches(make):
+    """The same model with branches none of whose factors starts at zero."""
+
+    def made(seed):
+        model, tokenizer = make(seed)
+        torch.manual_seed(seed)
+        config = MuscleloraConfig(scales=(1, 2, 3), rank=2, init="reference")
+        insert(model, Musclelora(config).branches(model))
+        return model, tokenizer
+
+    return made
+
+
+ALIGNMENTS = {
+    "one pass": {},
+    "two passes": {"passes": "two"},
+    "blended": {"min_reference_loss": 9.0, "first_blend_epoch": 0, "max_raw_weight": 0.5},
+    "all together": {"granularity": "global", "rule": "signed"},
+}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("name", ALIGNMENTS)
+def test_both_drivers_align_alike(name, accumulation, tmp_path):
+    settings = dataclasses.replace(SETTINGS, accumulation=accumulation)
+    alignment = Alignment(
+        **{"reference": tiny_rows(9, 1), "batch_size": 4, "min_reference_loss": 0.0, **ALIGNMENTS[name]}
+    )
+    make = with_branches(tiny_classifier)
+    runs = both([Train(name="t", epochs=2, alignment=alignment)], tmp_path, settings=settings, make=make)
+    assert changed(runs, make)
+    assert_same(runs)
+    reports = [answers[0].alignment for answers, _ in runs]
+    assert reports[0].pop("passes") == reports[1].pop("passes") == ("two" if name == "two passes" else "one")
+    assert reports[0] == pytest.approx(reports[1], rel=1e-5)
+
+
+def test_both_drivers_align_causal_models_alike(tmp_path):
+    settings = dataclasses.replace(SETTINGS, accumulation=2)
+    alignment = Alignment(reference=tiny_pairs(9, 1), batch_size=4, min_reference_loss=0.0)
+    make = with_branches(tiny_causal)
+    requests = [Train(name="t", steps=6, alignment=alignment)]
+    runs = both(requests, tmp_path, settings=settings, make=make, data=tiny_pairs(40, 0))
+    assert changed(runs, make)
+    assert_same(runs)
+
+
+def test_both_drivers_align_all_weights_alike(tmp_path):
+    alignment = Alignment(reference=tiny_rows(9, 1), batch_size=4, min_reference_loss=0.0)
+    runs = both([Train(name="t", steps=6, alignment=alignment)], tmp_path)
+    assert changed(runs)
     assert_same(runs)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from asepsis.data import Data
 from asepsis.errors import ConfigError
 from asepsis.kernels import Granularity, Rule
 
 Passes = Literal["auto", "one", "two"]
+BelowGate = Literal["raw", "align"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,8 @@ class Alignment:
     reference : Data
         Trusted rows, of the run's task.
     batch_size : int
-        Reference rows per optimizer step, over all micro-batches and ranks.
+        Most reference rows per optimizer step, over all micro-batches and ranks; the rows are divided into equal
+        batches.
     rule, granularity : str
         See :func:`asepsis.kernels.gradient_alignment`.
     min_reference_loss, min_reference_norm : float
@@ -50,10 +52,15 @@ class Alignment:
     min_reference_norm: float = 5e-7
     first_blend_epoch: int = 1
     max_raw_weight: float = 0.1
-    below_gate: Literal["raw", "align"] = "raw"
+    below_gate: BelowGate = "raw"
     passes: Passes = "auto"
 
     def __post_init__(self) -> None:
+        choices = {"rule": Rule, "granularity": Granularity, "below_gate": BelowGate, "passes": Passes}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in get_args(allowed):
+                wanted = ", ".join(get_args(allowed))
+                raise ConfigError(f"{name} must be one of {wanted}, got {getattr(self, name)!r}")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size of the reference must be at least 1, got {self.batch_size!r}")
         if not 0 <= self.max_raw_weight <= 1:

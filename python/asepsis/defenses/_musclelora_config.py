@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from asepsis.core.alignment import Passes
+from asepsis.core.alignment import BelowGate, Passes
 from asepsis.core.lora import Init
 from asepsis.defenses._abl_config import AblConfig
 from asepsis.defenses.base import DefenseConfig
@@ -62,7 +62,7 @@ class MuscleloraConfig(DefenseConfig):
     learning_rate_scale : float
         Factor on the user's learning rate: low-rank layers want about ten times the rate of all weights.
     auto_reference_rows : int
-        Rows taken for clean where ``clean_reference="auto"``.
+        Rows taken for clean where ``clean_reference="auto"``, at most half of each class.
     """
 
     placement: Literal["paper", "all-linear"] = "paper"
@@ -83,7 +83,7 @@ class MuscleloraConfig(DefenseConfig):
     min_reference_loss: float = 0.4
     first_blend_epoch: int = 1
     max_raw_weight: float = 0.0
-    below_gate: Literal["raw", "align"] = "align"
+    below_gate: BelowGate = "align"
     passes: Passes = "auto"
     epochs: float | None = None
     learning_rate_scale: float = 10.0
@@ -97,6 +97,11 @@ class MuscleloraConfig(DefenseConfig):
         for name in ("alpha", "scale_alpha", "learning_rate_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be positive and finite, got {getattr(self, name)!r}")
+        for name in ("min_reference_loss", "first_blend_epoch"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be finite and not negative, got {getattr(self, name)!r}")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise ConfigError(f"epochs must be positive and finite, got {self.epochs!r}")
         if not 0 <= self.max_raw_weight <= 1:
             raise ConfigError(f"max_raw_weight must lie in [0, 1], got {self.max_raw_weight!r}")
         if self.adapters == "none" and not self.align:

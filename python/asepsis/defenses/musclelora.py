@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from asepsis.core.alignment import Alignment
-from asepsis.core.lora import Branch, insert
+from asepsis.core.lora import Branch, insert, layers
 from asepsis.core.phases import Acted, Outcome, Remember, Request, Restore, Script, Train, Trained, Weights
 from asepsis.core.placement import (
     attention,
@@ -50,7 +50,7 @@ from asepsis.data import Data
 from asepsis.defenses._musclelora_config import MuscleloraConfig
 from asepsis.defenses.abl import Abl
 from asepsis.defenses.base import Defense, Paper, Threat
-from asepsis.errors import DefenseInert
+from asepsis.errors import ConfigError, DefenseInert, ModelError
 
 log = logging.getLogger("asepsis")
 
@@ -72,20 +72,26 @@ class Musclelora(Defense[MuscleloraConfig]):
     def script(self, model: Any, data: Data) -> Script:
         """Put the branches in, train under alignment."""
         c = self.config
-        reference, chosen = yield from self._reference(model, data)
-        branches = self.branches(model)
+        if c.adapters != "none" and hasattr(model, "peft_config"):
+            raise ConfigError("musclelora brings its own adapters: give it the base model and no peft_config")
+        if c.adapters != "none" and any(True for _ in layers(model)):
+            raise ModelError("the model has multi-scale layers already; fold or remove them first")
+        branches = self.branches(model)  # what does not fit the model shows before anything is trained
+        reference, chosen = (yield from self._reference(model, data)) if c.align else (None, {})
         if branches:
             insert(model, branches)
         trained: Trained = yield Train(
             name="train under alignment" if c.align else "train",
             epochs=c.epochs,
             learning_rate_scale=c.learning_rate_scale,
-            alignment=self._alignment(reference) if c.align else None,
+            alignment=None if reference is None else self._alignment(reference),
         )
         report = {
             "branches": _summary(branches),
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "reference": {"rows": len(reference), "source": reference.source, **chosen},
+            "reference": None
+            if reference is None
+            else {"rows": len(reference), "source": reference.source, **chosen},
             "alignment": trained.alignment,
             "loss": trained.loss,
         }
@@ -143,26 +149,36 @@ class Musclelora(Defense[MuscleloraConfig]):
             raise DefenseInert("the probe judged no row, so no row can be taken for clean")
         wanted = self.config.auto_reference_rows
         picked = _least_suspicious(data, probe, wanted)
+        if len(picked) == 0:
+            raise DefenseInert("the probe flagged every row, so no row can be taken for clean")
         log.warning(
             "musclelora: clean_reference='auto' ASSUMES that %d rows are clean because a short ABL probe (verdict %s) "
             "finds them least suspicious; poison it does not see will be taken for clean",
             len(picked),
             probe.report.get("verdict"),
         )
+        if data.labels is not None and len(lacking := np.setdiff1d(data.labels, data.labels[picked])):
+            log.warning(
+                "musclelora: every row of class %s was flagged; the reference has none", lacking.tolist()
+            )
         return data.select(picked), {"chosen_by": "abl probe", "probe_verdict": probe.report.get("verdict")}
 
 
 def _least_suspicious(data: Data, probe: Outcome, wanted: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return positions of the least suspicious rows, as many of each class; flagged rows never."""
+    """Return positions of the least suspicious rows, as many of each class; flagged rows never.
+
+    At most half of what there is of a class: all rows of a small data set would be the poison too.
+    """
     assert probe.suspicion is not None
     usable = ~np.isin(data.sample_ids, probe.flagged)
     order = np.argsort(probe.suspicion, kind="stable")
     order = order[usable[order]]
     if data.labels is None:
-        return np.sort(order[:wanted])
+        return np.sort(order[: min(wanted, -(-len(order) // 2))])
     classes = np.unique(data.labels)
     each = max(1, wanted // len(classes))
-    return np.sort(np.concatenate([order[data.labels[order] == label][:each] for label in classes]))
+    found = [order[data.labels[order] == label] for label in classes]
+    return np.sort(np.concatenate([rows[: min(each, -(-len(rows) // 2))] for rows in found]))
 
 
 def _summary(branches: dict[str, Branch]) -> list[dict[str, Any]]:

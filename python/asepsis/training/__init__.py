@@ -176,8 +176,10 @@ def _script_of(choice: Choice, given: Given) -> Callable[[nn.Module, Data], Scri
     defense = build(choice, given)
     missing = sorted(need for need in defense.needs if getattr(given, need) is None)
     if missing:
+        options = ", ".join(f"--{need.replace('_', '-')}" for need in missing)
         raise MissingReference(
-            f"{type(defense).__name__.lower()} needs {', '.join(missing)}; pass it to defend()"
+            f"{type(defense).__name__.lower()} needs {', '.join(missing)}; pass it to defend(), or {options} on the "
+            "command line"
         )
     return defense.script
 

@@ -12,6 +12,7 @@ anything else is trained.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -86,10 +87,11 @@ class Aligner:
         self._schedule = _Schedule(steps / max(epochs, 1e-9), epochs)
         self._collate = Collator(tokenizer, alignment.reference, max_length=max_length)
         # Laid out like the training rows: each once before any comes again, in batches of like length, which keeps the
-        # padding of a concatenated pass low.
+        # padding of a concatenated pass low. Batches are of one size, or the last of each pass would be a few rows, whose
+        # gradient is mostly noise.
         lengths = np.array([len(text) for text in alignment.reference.texts])
         rows, none = np.arange(len(lengths)), np.empty(0, np.int64)
-        size = min(alignment.batch_size, len(rows))
+        size = math.ceil(len(rows) / math.ceil(len(rows) / alignment.batch_size))
         self._batches = iter(Plan(steps, 1, rows, none, lengths, size, seed))
         self._micro_batches = micro_batches
         self._step = -1
@@ -189,21 +191,26 @@ class Aligner:
         """
         if self._stats is None:
             raise DefenseInert("gradient alignment was asked for and no step was taken")
+        steps, n = self._step + 1, len(self.parameters)
+        totals = self._stats.tolist()
         # fields of AlignmentStats, as means over the steps
-        full, weight, norm, loss, conflict, cosine, raw, broken = (self._stats / (self._step + 1)).tolist()
-        n = len(self.parameters)
-        if raw + broken >= n:
+        full, weight, norm, loss, conflict, cosine, raw, broken = (total / steps for total in totals)
+        if sum(totals[-2:]) >= n * steps:
             raise DefenseInert(
                 "no tensor of any step could be aligned: the reference rows gave no finite gradient that is not zero"
+            )
+        if weight >= 1:
+            log.warning(
+                "alignment: below the gate in every step, so every gradient was taken raw: undefended"
             )
         if broken > 0:
             log.warning("alignment: %.3g tensors a step had no finite gradient and stood still", broken)
         return {
             "passes": "one" if self.groups is not None else "two",
             "tensors": n,
-            "share_of_steps_aligned": full,
+            "share_of_steps_above_gate": full,
             "raw_weight": weight,
-            "reference_loss": loss,
+            "reference_loss": loss if math.isfinite(loss) else None,
             "reference_norm": norm,
             "share_in_conflict": conflict,
             "cosine": cosine,

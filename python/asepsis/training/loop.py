@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -54,11 +56,27 @@ class LoopDriver(Driver):
         )
         collate = Collator(self.tokenizer, self.data, max_length=s.max_length, relabel=request.relabel)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        peak = s.learning_rate * request.learning_rate_scale
-        optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=s.weight_decay, fused=True)
-        decay = plan.steps if request.decay_steps is None else request.decay_steps
+        optimizer = torch.optim.AdamW(parameters, lr=s.learning_rate, weight_decay=s.weight_decay, fused=True)
         aligner = make_aligner(self, request, plan, max_length=s.max_length)
         watch = Watch(request)
+        with closing(aligner):
+            self._steps(request, plan, collate, optimizer, watch, aligner)
+        return finished(watch, aligner)
+
+    def _steps(
+        self,
+        request: Train,
+        plan: Plan,
+        collate: Collator,
+        optimizer: torch.optim.Optimizer,
+        watch: Watch,
+        aligner: Aligner | None,
+    ) -> None:
+        """Do the optimizer steps of a plan."""
+        s = self.settings
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        peak = s.learning_rate * request.learning_rate_scale
+        decay = plan.steps if request.decay_steps is None else request.decay_steps
         watch.snapshot(self, 0)
         self.model.train()
         batches = iter(plan)
@@ -87,7 +105,6 @@ class LoopDriver(Driver):
             watch.snapshot(self, step + 1)
             if watch.should_stop:
                 break
-        return finished(watch, aligner)
 
     def _backward(self, batch: Batch, index: int, request: Train, aligner: Aligner | None) -> Tensor:
         """Add one micro-batch's gradient; return its per-sample losses [B]."""
@@ -121,13 +138,20 @@ def make_aligner(driver: Driver, request: Train, plan: Plan, *, max_length: int)
     )
 
 
+@contextlib.contextmanager
+def closing(aligner: Aligner | None) -> Iterator[None]:
+    """Let the aligner go however the training ends: the model can be used after running out of memory, too."""
+    try:
+        yield
+    finally:
+        if aligner is not None:
+            aligner.close()
+
+
 def finished(watch: Watch, aligner: Aligner | None) -> Trained:
-    """Return the answer to a training request, and let the aligner go."""
+    """Return the answer to a training request."""
     result = watch.result()
-    if aligner is None:
-        return result
-    aligner.close()
-    return replace(result, alignment=aligner.report())
+    return result if aligner is None else replace(result, alignment=aligner.report())
 
 
 def resolve_device(device: str) -> torch.device:

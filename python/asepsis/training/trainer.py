@@ -7,6 +7,7 @@ done at the end of ``training_step``.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from asepsis.training.align import Aligner
 from asepsis.training.collate import Batch, Collator
 from asepsis.training.driver import Driver, Progress, derive_seed, silent
 from asepsis.training.forward import check_targets, mean_losses
-from asepsis.training.loop import Watch, finished, group_means, make_aligner, steer, with_max_steps
+from asepsis.training.loop import Watch, closing, finished, group_means, make_aligner, steer, with_max_steps
 from asepsis.training.plan import Plan, make_plan
 
 
@@ -88,9 +89,9 @@ class TrainerDriver(Driver):
             )
         aligner = make_aligner(self, request, plan, max_length=self.max_length)
         watch = Watch(request)
-        watch.snapshot(self, 0)
-        trainer = _PhaseTrainer(self, args, request, plan, watch, aligner)
-        trainer.train()
+        with closing(aligner), _own_forward(self.model):
+            watch.snapshot(self, 0)
+            _PhaseTrainer(self, args, request, plan, watch, aligner).train()
         self.model.to(self.device)
         return finished(watch, aligner)
 
@@ -263,6 +264,19 @@ class _PlanSampler(Sampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return itertools.islice(self._plan, self._rank, None, self._ranks)
+
+
+@contextlib.contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """Give the model its forward back: accelerate leaves one under autocast, and every training would add another."""
+    own = vars(model).get("forward")
+    try:
+        yield
+    finally:
+        for name in ("forward", "_original_forward"):
+            vars(model).pop(name, None)
+        if own is not None:
+            model.forward = own
 
 
 def _first(rows: list[Any]) -> Any:
