@@ -91,7 +91,9 @@ def head_of(model: nn.Module) -> tuple[str, nn.Module]:
 def output_linear(model: nn.Module) -> str:
     """Return the name of the linear layer that makes the logits: the last one of the head."""
     name, head = head_of(model)
-    inside: list[str] = [f"{name}.{leaf}" if leaf else name for leaf, m in head.named_modules() if is_linear(m)]
+    inside: list[str] = [
+        f"{name}.{leaf}" if leaf else name for leaf, m in head.named_modules() if is_linear(m)
+    ]
     if not inside:
         raise ModelError(f"the head {name} of {type(model).__name__} has no linear layer")
     return inside[-1]
@@ -126,10 +128,10 @@ def before_head(model: nn.Module) -> str:
     within = [n for n in linears if n.startswith(f"{name}.")]
     if within:
         return within[-1]
-    blocks = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-    between = [n for n in linears if not any(n.startswith(f"{block}.") for block in blocks)]
-    if between:
-        return between[-1]
+    blocks = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, nn.ModuleList))
+    # modules stand in the order of use: a projection of the embeddings stands before the blocks
+    if linears and not linears[-1].startswith(blocks):
+        return linears[-1]
     return output if name in ("classifier", "score") else linears[-1]
 
 
