@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from asepsis.errors import ModelError
 from asepsis.testing import tiny_causal, tiny_classifier, tiny_pairs, tiny_rows
@@ -76,8 +77,42 @@ def test_a_tokenizer_without_padding_pads_with_its_end_token(tmp_path):
     assert found.padding_side == "right"
 
 
+def drop_a_factor(folder):
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    del tensors[next(key for key in tensors if "lora_B" in key)]
+    save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        drop_a_factor,
+        lambda f: (f / "adapter_model.safetensors").write_bytes(
+            (f / "adapter_model.safetensors").read_bytes()[:-50]
+        ),
+        lambda f: (f / "adapter_model.safetensors").unlink(),
+        lambda f: (f / "adapter_config.json").write_text("{"),
+    ],
+)
+def test_a_broken_adapter_is_refused_and_never_filled_up_with_chance(break_it, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base, tokenizer = tiny_classifier(0)
+    saved(tmp_path / "base")
+    base.name_or_path = str(tmp_path / "base")
+    settings = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+    get_peft_model(base, settings).save_pretrained(tmp_path / "out")
+    tokenizer.save_pretrained(tmp_path / "out")
+    assert load_trained(tmp_path / "out")
+    break_it(tmp_path / "out")
+    with pytest.raises(ModelError, match="adapter"):
+        load_trained(tmp_path / "out")
+
+
 def test_an_adapter_that_names_no_base_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "task_type": "SEQ_CLS"}))
+    save_file({}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="does not name its base"):
         load_trained(tmp_path)
 

@@ -66,6 +66,12 @@ class Branch:
         if self.init not in ("zero", "reference"):
             raise ConfigError(f"init must be 'zero' or 'reference', got {self.init!r}")
 
+    def row_scales(self, outputs: int) -> Tensor:
+        """Return the scale of each rank row beside a layer of ``outputs`` features: float32 [R]."""
+        if self.full:
+            return torch.ones(outputs)
+        return (torch.tensor(self.scales) * (self.alpha / self.rank)).repeat_interleave(self.rank)
+
 
 @dataclass
 class RowGroups:
@@ -129,20 +135,17 @@ class MultiscaleLinear(nn.Module):
         self.groups = RowGroups() if groups is None else groups
         weight: Any = base.weight
         make = {"device": weight.device, "dtype": torch.float32}
+        scale = branch.row_scales(self.out_features).to(weight.device)
+        rows = len(scale)
         if branch.full:
-            rows = self.out_features
             self.lora_A = nn.Parameter(torch.zeros(rows, self.in_features, **make))
             self.lora_B = nn.Parameter(torch.eye(rows, **make), requires_grad=False)
-            scale = torch.ones(rows, **make)
         else:
-            rows = branch.rank * len(branch.scales)
             self.lora_A = nn.Parameter(torch.empty(rows, self.in_features, **make))
             self.lora_B = nn.Parameter(torch.zeros(self.out_features, rows, **make))
             nn.init.uniform_(self.lora_A, -1 / math.sqrt(self.in_features), 1 / math.sqrt(self.in_features))
             if branch.init == "reference":
                 nn.init.uniform_(self.lora_B, -1 / math.sqrt(rows), 1 / math.sqrt(rows))
-            per_scale = torch.tensor(branch.scales, **make) * (branch.alpha / branch.rank)
-            scale = per_scale.repeat_interleave(branch.rank)
         self.register_buffer("scale", scale)
 
     @property
@@ -159,7 +162,7 @@ class MultiscaleLinear(nn.Module):
         """Map ``[B, ..., I]`` to ``[B, ..., O]``."""
         aside = self.groups.cut(self, x)
         factors = (self.lora_A, self.lora_B, self.scale)
-        if _is_quantized(self.base):
+        if not _is_plain(self.base):
             return multiscale_lora(x, None, None, *factors, base_output=self.base(x), set_aside=aside)
         weight = self.weight.T if _is_conv1d(self.base) else self.weight
         return multiscale_lora(x, weight, self.bias, *factors, set_aside=aside)
@@ -168,6 +171,20 @@ class MultiscaleLinear(nn.Module):
     def delta(self) -> Tensor:
         """Return what the branch adds to the weight: float32 [O, I]."""
         return (self.lora_B * self.scale) @ self.lora_A
+
+    @torch.no_grad()
+    def folded(self) -> Tensor:
+        """Return the weight with the branch added, in the frozen weight's shape and dtype.
+
+        Raises
+        ------
+        ModelError
+            The weight is quantized: folding would round the branch away.
+        """
+        _check_foldable(self.base)
+        weight: Tensor = self.weight
+        delta = self.delta().T if _is_conv1d(self.base) else self.delta()
+        return (weight + delta).to(weight.dtype)
 
     def extra_repr(self) -> str:
         """Say the branch in ``print(model)``."""
@@ -225,23 +242,31 @@ def restore(model: nn.Module, taken: dict[str, MultiscaleLinear]) -> None:
 
 @torch.no_grad()
 def fold(model: nn.Module, names: Iterable[str] | None = None) -> None:
-    """Add every branch, or the named ones, to its frozen weight and remove it, in place.
+    """Add every branch, or the named ones, to its frozen weight and remove it, in place; all of them or none.
 
     Raises
     ------
     ModelError
-        A weight is quantized: folding would round the branch away.
+        A weight is quantized, or used elsewhere in the model as well; or a name is no multi-scale layer.
     """
-    wanted = None if names is None else set(names)
-    for name, layer in list(layers(model)):
-        if wanted is not None and name not in wanted:
-            continue
-        if _is_quantized(layer.base):
-            raise ModelError(f"{name} is quantized; load the base in 16 or 32 bits to merge into it")
-        delta = layer.delta()
-        weight = layer.weight
-        weight.copy_(weight.float() + (delta.T if _is_conv1d(layer.base) else delta))
-        _put(model, name, layer.base)
+    found = dict(layers(model))
+    wanted = list(found) if names is None else list(dict.fromkeys(names))
+    users_of: dict[int, list[str]] = {}
+    for key, parameter in model.named_parameters(remove_duplicate=False):
+        users_of.setdefault(id(parameter), []).append(key)
+    for name in wanted:
+        if name not in found:
+            raise ModelError(f"{name} is not a multi-scale layer of {type(model).__name__}")
+        _check_foldable(found[name].base)
+        users = users_of.get(id(found[name].weight), [])
+        if len(users) > 1:
+            raise ModelError(
+                f"{' and '.join(users)} share one weight: folding into it would change both; "
+                "save the branch as an adapter instead"
+            )
+    for name in wanted:
+        found[name].weight.copy_(found[name].folded())
+        _put(model, name, found[name].base)
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, MultiscaleLinear]]:
@@ -269,9 +294,20 @@ def _is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
-def _is_quantized(module: nn.Module) -> bool:
+def _is_plain(module: nn.Module) -> bool:
+    # Anything else has a forward of its own (bitsandbytes' and fp8 layers are nn.Linear too), which is called.
     weight: Any = module.weight
-    return not weight.is_floating_point()
+    own = _is_conv1d(module) or type(module).forward is nn.Linear.forward
+    return own and weight.dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def _check_foldable(module: nn.Module) -> None:
+    if not _is_plain(module):
+        weight: Any = module.weight
+        raise ModelError(
+            f"a {type(module).__name__} with a weight of {weight.dtype} takes no branch in; load the base in "
+            "16 or 32 bits to merge into it"
+        )
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -128,10 +128,10 @@ def before_head(model: nn.Module) -> str:
     within = [n for n in linears if n.startswith(f"{name}.")]
     if within:
         return within[-1]
-    blocks = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-    between = [n for n in linears if not any(n.startswith(f"{block}.") for block in blocks)]
-    if between:
-        return between[-1]
+    blocks = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, nn.ModuleList))
+    # modules stand in the order of use: a projection of the embeddings stands before the blocks
+    if linears and not linears[-1].startswith(blocks):
+        return linears[-1]
     return output if name in ("classifier", "score") else linears[-1]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,26 +44,19 @@ def load_for(data: Data, name: str | Path, *, seed: int = 0) -> tuple[nn.Module,
 
 
 def load_trained(folder: str | Path) -> tuple[nn.Module, Any]:
-    """Return a model as it was saved: a checkpoint folder, or an adapter folder with its base."""
-    import json
+    """Return a model as it was saved: a checkpoint folder, or an adapter folder with its base.
 
+    Raises
+    ------
+    ModelError
+        Nothing whole can be loaded from there.
+    """
     path = Path(folder)
     if not path.is_dir():
         raise ModelError(f"{folder} is not a folder with a saved model")
     adapter = path / "adapter_config.json"
     if adapter.exists():
-        from peft import PeftModel
-
-        manifest = json.loads((path / "asepsis.json").read_text()) if (path / "asepsis.json").exists() else {}
-        settings = json.loads(adapter.read_text())
-        task = settings.get("task_type")
-        kind = "sequence-classification" if task == "SEQ_CLS" else "causal-lm"
-        base = manifest.get("model") or settings.get("base_model_name_or_path")
-        if not base:
-            raise ModelError(f"{folder}: the adapter does not name its base model")
-        model: nn.Module = PeftModel.from_pretrained(
-            _load(str(base), kind, manifest.get("n_classes")), str(path), use_safetensors=True
-        )
+        model = _load_adapted(path, adapter)
     else:
         config = _config(str(path))
         causal = any("CausalLM" in a or "LMHead" in a for a in config.architectures or [])
@@ -69,6 +64,32 @@ def load_trained(folder: str | Path) -> tuple[nn.Module, Any]:
     tokenizer = load_tokenizer(path)
     _pad(model, tokenizer)
     return model.eval(), tokenizer
+
+
+def _load_adapted(path: Path, adapter: Path) -> nn.Module:
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    if not (path / "adapter_model.safetensors").is_file():  # peft would ask the hub for it
+        raise ModelError(f"{path} has {adapter.name} but no adapter_model.safetensors")
+    try:
+        manifest = json.loads((path / "asepsis.json").read_text()) if (path / "asepsis.json").exists() else {}
+        settings = json.loads(adapter.read_text())
+    except ValueError as error:
+        raise ModelError(f"{path} has a broken {adapter.name} or asepsis.json: {error}") from error
+    kind = "sequence-classification" if settings.get("task_type") == "SEQ_CLS" else "causal-lm"
+    base = manifest.get("model") or settings.get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{path}: the adapter does not name its base model")
+    network = _load(str(base), kind, manifest.get("n_classes"))
+    try:
+        with warnings.catch_warnings():
+            # peft goes on with factors drawn at random
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            model: nn.Module = PeftModel.from_pretrained(network, str(path), use_safetensors=True)
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
+        raise ModelError(f"peft cannot load the adapter in {path}: {_first_line(error)}") from error
+    return model
 
 
 def load_tokenizer(name: str | Path) -> Any:
