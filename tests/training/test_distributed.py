@@ -139,3 +139,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     result = train(sys.argv[1], Path(sys.argv[2]), accumulation=1)
     save_file(result, str(Path(sys.argv[2]) / f"{os.environ['RANK']}.safetensors"))
+    torch.distributed.destroy_process_group()  # its threads sometimes abort an interpreter that just exits
