@@ -43,7 +43,11 @@ impl Load for Bf16 {
 
     #[inline(always)]
     fn lanes(bytes: &[u8]) -> [f32; LANES] {
-        halves(bytes).map(|bits| f32::from_bits(u32::from(bits) << 16))
+        let (halves, mut lanes) = (halves(bytes), [0.0; LANES]);
+        for l in 0..LANES {
+            lanes[l] = f32::from_bits(u32::from(halves[l]) << 16);
+        }
+        lanes
     }
 }
 
@@ -56,7 +60,11 @@ impl Load for F16 {
 
     #[inline(always)]
     fn lanes(bytes: &[u8]) -> [f32; LANES] {
-        halves(bytes).map(widen)
+        let (halves, mut lanes) = (halves(bytes), [0.0; LANES]);
+        for l in 0..LANES {
+            lanes[l] = widen(halves[l]);
+        }
+        lanes
     }
 }
 

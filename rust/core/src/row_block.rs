@@ -24,14 +24,18 @@ pub(crate) struct Scratch {
     rounded: Vec<u8>,
     /// Column sums of the block, of the differences and of their squares; empty when not wanted.
     pub(crate) columns: [Vec<f64>; 2],
-    /// The part of them that still is in `f32`.
+    /// The part of them that still is in `f32`, filled up to whole lanes.
     partial: [Vec<f32>; 2],
 }
 
 impl Scratch {
     pub(crate) fn new(columns: usize) -> Self {
-        let partial = [vec![0.0; columns], vec![0.0; columns]];
-        Self { rounded: Vec::new(), columns: [vec![0.0; columns], vec![0.0; columns]], partial }
+        let full = columns.next_multiple_of(LANES);
+        Self {
+            rounded: Vec::new(),
+            columns: [vec![0.0; columns], vec![0.0; columns]],
+            partial: [vec![0.0; full], vec![0.0; full]],
+        }
     }
 }
 
@@ -47,12 +51,14 @@ pub(crate) fn sweep<R: Load, T: Load>(block: Block<'_>) {
             None | Some(Dtype::F32) => pair::<R, T>(reference, tuned, row, scratch, columns),
             Some(to) => {
                 let mut rounded = std::mem::take(&mut scratch.rounded);
+                let n = tuned.len() / T::SIZE;
+                rounded.resize(n.next_multiple_of(LANES) * 4, 0);
                 if to == Dtype::F16 {
-                    round::<R>(reference, &mut rounded, as_f16);
+                    visit::<R, R>(reference, reference, &mut Rounded::<true> { to: &mut rounded });
                 } else {
-                    round::<R>(reference, &mut rounded, as_bf16);
+                    visit::<R, R>(reference, reference, &mut Rounded::<false> { to: &mut rounded });
                 }
-                pair::<F32, T>(&rounded, tuned, row, scratch, columns);
+                pair::<F32, T>(&rounded[..n * 4], tuned, row, scratch, columns);
                 scratch.rounded = rounded;
             }
         }
@@ -75,7 +81,7 @@ fn pair<R: Load, T: Load>(
     let segments = reference.chunks(SEGMENT * R::SIZE).zip(tuned.chunks(SEGMENT * T::SIZE));
     for (at, (reference, tuned)) in segments.clone().enumerate() {
         let mut sums = Sums::default();
-        chunks::<R, T>(reference, tuned, |p, f| sums.add(&p, &f));
+        visit::<R, T>(reference, tuned, &mut sums);
         if sums.fold_into(row) {
             peak = at;
         }
@@ -88,37 +94,41 @@ fn pair<R: Load, T: Load>(
         return;
     }
     if changed && let Some((reference, tuned)) = segments.clone().nth(peak) {
-        row.delta_argmax = (peak * SEGMENT + position::<R, T>(reference, tuned, row.delta_max)) as u32;
+        let mut position = Position { size: row.delta_max, found: 0 };
+        visit::<R, T>(reference, tuned, &mut position);
+        row.delta_argmax = (peak * SEGMENT + position.found) as u32;
     }
     if columns && changed {
         let [sums, squares] = &mut scratch.partial;
-        let (mut sums, mut squares) = (sums.chunks_mut(LANES), squares.chunks_mut(LANES));
-        chunks::<R, T>(reference, tuned, |p, f| {
-            if let (Some(sums), Some(squares)) = (sums.next(), squares.next()) {
-                add_columns(&p, &f, sums, squares);
-            }
-        });
+        visit::<R, T>(reference, tuned, &mut Columns { sums, squares });
     }
 }
 
-/// Calls `each` on `LANES` values of both rows at a time, the end filled up with zeros.
+/// What is done with `LANES` values of both rows. A trait and no closure: a closure is compiled apart, without the
+/// vector instructions of its surroundings.
+trait Visitor {
+    /// `at` is the column of the first. False when no more is wanted.
+    fn visit(&mut self, at: usize, p: &[f32; LANES], f: &[f32; LANES]) -> bool;
+}
+
+/// Shows both rows, the end filled up with zeros.
 #[inline(always)]
-fn chunks<R: Load, T: Load>(
-    reference: &[u8],
-    tuned: &[u8],
-    mut each: impl FnMut([f32; LANES], [f32; LANES]),
-) {
+fn visit<R: Load, T: Load>(reference: &[u8], tuned: &[u8], visitor: &mut impl Visitor) {
     let references = reference.chunks_exact(LANES * R::SIZE);
     let tuneds = tuned.chunks_exact(LANES * T::SIZE);
     let (p_end, f_end) = (references.remainder(), tuneds.remainder());
+    let mut at = 0;
     for (p, f) in references.zip(tuneds) {
-        each(R::lanes(p), T::lanes(f));
+        if !visitor.visit(at, &R::lanes(p), &T::lanes(f)) {
+            return;
+        }
+        at += LANES;
     }
     if !f_end.is_empty() {
         let (mut p, mut f) = ([0; LANES * 4], [0; LANES * 4]);
         p[..p_end.len()].copy_from_slice(p_end);
         f[..f_end.len()].copy_from_slice(f_end);
-        each(R::lanes(&p[..LANES * R::SIZE]), T::lanes(&f[..LANES * T::SIZE]));
+        visitor.visit(at, &R::lanes(&p[..LANES * R::SIZE]), &T::lanes(&f[..LANES * T::SIZE]));
     }
 }
 
@@ -132,9 +142,9 @@ struct Sums {
     zeros: [u32; LANES],
 }
 
-impl Sums {
+impl Visitor for Sums {
     #[inline(always)]
-    fn add(&mut self, p: &[f32; LANES], f: &[f32; LANES]) {
+    fn visit(&mut self, _: usize, p: &[f32; LANES], f: &[f32; LANES]) -> bool {
         for l in 0..LANES {
             let delta = f[l] - p[l];
             let size = delta.abs();
@@ -146,8 +156,11 @@ impl Sums {
             self.delta_max[l] = if size > self.delta_max[l] { size } else { self.delta_max[l] };
             self.zeros[l] += u32::from(delta == 0.0);
         }
+        true
     }
+}
 
+impl Sums {
     /// Whether the largest difference of the row so far is in here.
     #[inline(always)]
     fn fold_into(self, row: &mut Row) -> bool {
@@ -167,98 +180,132 @@ impl Sums {
 
 #[inline(always)]
 fn fold(lanes: [f32; LANES]) -> f64 {
-    let mut lanes = lanes.map(f64::from);
+    let mut sums = [0.0; LANES];
+    for l in 0..LANES {
+        sums[l] = f64::from(lanes[l]);
+    }
     for half in [8, 4, 2, 1] {
         for l in 0..half {
-            lanes[l] += lanes[l + half];
+            sums[l] += sums[l + half];
         }
     }
-    lanes[0]
+    sums[0]
 }
 
-/// Where the first difference of this size is; it is somewhere.
-#[inline(always)]
-fn position<R: Load, T: Load>(reference: &[u8], tuned: &[u8], size: f32) -> usize {
-    let (mut at, mut found) = (0, None);
-    chunks::<R, T>(reference, tuned, |p, f| {
-        if found.is_none() {
-            let mut hits = 0;
-            for l in 0..LANES {
-                hits |= u32::from((f[l] - p[l]).abs() == size) << l;
-            }
-            if hits != 0 {
-                found = Some(at + hits.trailing_zeros() as usize);
-            }
-        }
-        at += LANES;
-    });
-    found.unwrap_or_default()
+/// Looks for the first difference of a size.
+struct Position {
+    size: f32,
+    found: usize,
 }
 
-#[inline(always)]
-fn add_columns(p: &[f32; LANES], f: &[f32; LANES], sums: &mut [f32], squares: &mut [f32]) {
-    // written out for the full width, which a loop over the shorter end would keep from vectorizing
-    if let (Ok(sums), Ok(squares)) =
-        (<&mut [f32; LANES]>::try_from(&mut *sums), <&mut [f32; LANES]>::try_from(&mut *squares))
-    {
+impl Visitor for Position {
+    #[inline(always)]
+    fn visit(&mut self, at: usize, p: &[f32; LANES], f: &[f32; LANES]) -> bool {
+        let mut hit = 0;
         for l in 0..LANES {
-            let delta = f[l] - p[l];
-            sums[l] += delta;
-            squares[l] += delta * delta;
+            hit |= u32::from((f[l] - p[l]).abs() == self.size);
         }
-        return;
+        if hit == 0 {
+            return true;
+        }
+        self.found = at + (0..LANES).find(|&l| (f[l] - p[l]).abs() == self.size).unwrap_or_default();
+        false
     }
-    for (l, (sum, square)) in sums.iter_mut().zip(squares).enumerate() {
-        let delta = f[l] - p[l];
-        *sum += delta;
-        *square += delta * delta;
+}
+
+/// Adds a row to the columns.
+struct Columns<'a> {
+    sums: &'a mut [f32],
+    squares: &'a mut [f32],
+}
+
+impl Visitor for Columns<'_> {
+    #[inline(always)]
+    fn visit(&mut self, at: usize, p: &[f32; LANES], f: &[f32; LANES]) -> bool {
+        let (mut deltas, mut squares) = ([0.0; LANES], [0.0; LANES]);
+        for l in 0..LANES {
+            deltas[l] = f[l] - p[l];
+            squares[l] = deltas[l] * deltas[l];
+        }
+        add(&mut self.sums[at..at + LANES], &deltas);
+        add(&mut self.squares[at..at + LANES], &squares);
+        true
     }
 }
 
 #[inline(always)]
-fn round<R: Load>(row: &[u8], rounded: &mut Vec<u8>, by: impl Fn(f32) -> f32) {
-    rounded.resize(row.len() / R::SIZE * 4, 0);
-    let mut out = rounded.chunks_mut(LANES * 4);
-    chunks::<R, R>(row, row, |values, _| {
-        if let Some(out) = out.next() {
-            let values = values.map(&by);
-            out.chunks_exact_mut(4)
-                .zip(values)
-                .for_each(|(to, value)| to.copy_from_slice(&value.to_le_bytes()));
+fn add(sums: &mut [f32], lanes: &[f32; LANES]) {
+    // by way of a copy: the compiler cannot see that the two sums of a column are apart
+    let mut copy = [0.0; LANES];
+    copy.copy_from_slice(sums);
+    for l in 0..LANES {
+        copy[l] += lanes[l];
+    }
+    sums.copy_from_slice(&copy);
+}
+
+/// Rounds a row.
+struct Rounded<'a, const HALF: bool> {
+    to: &'a mut [u8],
+}
+
+impl<const HALF: bool> Visitor for Rounded<'_, HALF> {
+    #[inline(always)]
+    fn visit(&mut self, at: usize, p: &[f32; LANES], _: &[f32; LANES]) -> bool {
+        let mut values = [0.0; LANES];
+        for l in 0..LANES {
+            values[l] = if HALF { as_f16(p[l]) } else { as_bf16(p[l]) };
         }
-    });
+        let mut bytes = [0; LANES * 4];
+        for l in 0..LANES {
+            bytes[4 * l..4 * l + 4].copy_from_slice(&values[l].to_le_bytes());
+        }
+        self.to[4 * at..4 * (at + LANES)].copy_from_slice(&bytes);
+        true
+    }
+}
+
+/// Every value, for [`odd`].
+#[derive(Default)]
+struct Pairs(Vec<(f32, f32)>);
+
+impl Visitor for Pairs {
+    #[inline(always)]
+    fn visit(&mut self, _: usize, p: &[f32; LANES], f: &[f32; LANES]) -> bool {
+        for l in 0..LANES {
+            self.0.push((p[l], f[l] - p[l]));
+        }
+        true
+    }
 }
 
 /// A row whose sums leave the range of `f32`, or that holds what is not finite: slower, in `f64`.
 #[inline(never)]
 fn odd<R: Load, T: Load>(reference: &[u8], tuned: &[u8], columns: Option<&mut [Vec<f64>; 2]>) -> Row {
-    let mut deltas = Vec::with_capacity(tuned.len() / T::SIZE + LANES);
+    let mut pairs = Pairs::default();
+    visit::<R, T>(reference, tuned, &mut pairs);
+    let pairs = &pairs.0[..tuned.len() / T::SIZE];
     let mut row = Row::default();
-    chunks::<R, T>(reference, tuned, |p, f| {
-        for (p, f) in p.into_iter().zip(f) {
-            row.reference_squared += f64::from(p) * f64::from(p);
-            row.delta_dot += f64::from(f - p) * f64::from(p);
-            deltas.push(f - p);
-        }
-    });
-    deltas.truncate(tuned.len() / T::SIZE);
-    row.zeros = deltas.iter().filter(|&&delta| delta == 0.0).count() as u32;
-    row.non_finite = deltas.iter().filter(|delta| !delta.is_finite()).count() as u32;
-    if let Some(first) = deltas.iter().position(|delta| !delta.is_finite()) {
+    row.zeros = pairs.iter().filter(|(_, delta)| *delta == 0.0).count() as u32;
+    row.non_finite = pairs.iter().filter(|(_, delta)| !delta.is_finite()).count() as u32;
+    if let Some(first) = pairs.iter().position(|(_, delta)| !delta.is_finite()) {
         let nan = f64::NAN;
         (row.delta_squared, row.delta_dot, row.reference_squared, row.delta_abs) = (nan, nan, nan, nan);
         (row.delta_max, row.delta_argmax) = (f32::NAN, first as u32);
         return row;
     }
-    for (at, delta) in deltas.iter().enumerate() {
-        row.delta_squared += f64::from(*delta) * f64::from(*delta);
-        row.delta_abs += f64::from(delta.abs());
+    for (at, &(p, delta)) in pairs.iter().enumerate() {
         if delta.abs() > row.delta_max {
             (row.delta_max, row.delta_argmax) = (delta.abs(), at as u32);
         }
+        let (p, delta) = (f64::from(p), f64::from(delta));
+        row.delta_squared += delta * delta;
+        row.delta_dot += delta * p;
+        row.reference_squared += p * p;
+        row.delta_abs += delta.abs();
     }
     if let Some([sums, squares]) = columns {
-        for ((sum, square), &delta) in sums.iter_mut().zip(squares).zip(&deltas) {
+        for ((sum, square), &(_, delta)) in sums.iter_mut().zip(squares).zip(pairs) {
             *sum += f64::from(delta);
             *square += f64::from(delta) * f64::from(delta);
         }

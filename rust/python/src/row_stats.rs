@@ -6,8 +6,8 @@ use numpy::{IntoPyArray, PyReadonlyArray2, PyUntypedArray, PyUntypedArrayMethods
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::data_error;
 use crate::errors::DataError;
-use crate::{borrow, data_error};
 
 /// How far every row of tuned is from its row of reference, in one pass over the bytes of both.
 ///
@@ -36,7 +36,8 @@ pub(crate) fn row_stats<'py>(
     let parse = |name: &str| name.parse::<core::Dtype>().map_err(data_error);
     let (reference_dtype, tuned_dtype) = (parse(reference_dtype)?, parse(tuned_dtype)?);
     let round_to = round_to.map(parse).transpose()?;
-    let threads = borrow::count("threads", threads)?;
+    let threads = usize::try_from(threads)
+        .map_err(|_| DataError::new_err(format!("threads must not be negative, got {threads}")))?;
     let (reference, tuned) = (bytes("reference", reference)?, bytes("tuned", tuned)?);
     let pairs = pairs.map(as_pairs).transpose()?;
     let (reference, tuned) = (reference.as_array(), tuned.as_array());
