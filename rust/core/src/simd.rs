@@ -58,3 +58,49 @@ mod f16c {
         lanes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::{Bf16, F16, F32};
+    use crate::row_block::Scratch;
+    use crate::row_stats::{Dtype, Row};
+
+    type Found = (Vec<Row>, [Vec<f64>; 2]);
+
+    fn fill(by: fn(Block<'_>), bytes: [&[u8]; 2], round_to: Option<Dtype>, columns: usize) -> Found {
+        let (mut rows, mut scratch) = ([Row::default()], Scratch::new(columns));
+        let [reference, tuned] = [&[bytes[0]], &[bytes[1]]];
+        by(Block { reference, tuned, round_to, rows: &mut rows, scratch: &mut scratch });
+        (rows.to_vec(), scratch.columns)
+    }
+
+    fn agree<R: Load, T: Load>() {
+        let mut state = 1u32;
+        // the exponents of weights, so that no row leaves the ordinary way
+        let mut value = |size: usize| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let high = (state >> 16) as u16 & 0x83ff | if size == 4 { 0x3c00 } else { 0x3000 };
+            [state as u8, (state >> 8) as u8, high as u8, (high >> 8) as u8][4 - size..].to_vec()
+        };
+        for columns in [1, 15, 16, 17, 768, 1100] {
+            let p: Vec<u8> = (0..columns).flat_map(|_| value(R::SIZE)).collect();
+            let f: Vec<u8> = (0..columns).flat_map(|_| value(T::SIZE)).collect();
+            for round_to in [None, Some(Dtype::F16), Some(Dtype::Bf16)] {
+                let fastest = fill(run::<R, T>, [&p, &f], round_to, columns);
+                let portable = fill(sweep::<R, T>, [&p, &f], round_to, columns);
+                assert!(fastest.0[0].delta_squared > 0.0);
+                assert_eq!(fastest, portable, "{columns} columns");
+            }
+        }
+    }
+
+    #[test]
+    fn this_processor_gives_the_bits_that_any_other_gives() {
+        agree::<F32, F32>();
+        agree::<F16, F16>();
+        agree::<Bf16, Bf16>();
+        agree::<F16, F32>();
+        agree::<F32, Bf16>();
+    }
+}
