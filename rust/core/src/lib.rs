@@ -56,6 +56,7 @@ mod order;
 mod reduce;
 mod row_block;
 mod row_stats;
+mod row_visit;
 mod simd;
 
 pub use error::Error;
