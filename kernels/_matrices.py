@@ -137,17 +137,17 @@ def mapped(name: str, stored: Stored) -> Bytes:
             f"{name} must be at an offset >= 0 with a shape of (V, D), D >= 1; got {stored.offset}, {stored.shape}"
         )
     shape = (rows, width * SIZES[dtype])
+    if not Path(stored.path).is_file():
+        raise DataError(f"{stored.path}: there is no such file to map {name} from")
+    size, wanted = Path(stored.path).stat().st_size, shape[0] * shape[1]
+    if stored.offset + wanted > size:
+        raise DataError(
+            f"{stored.path}: {name} is {wanted} bytes from {stored.offset} on, the file has {size}; "
+            "it was cut short, or offset and shape are not its own"
+        )
+    if rows == 0:
+        return np.empty(shape, np.uint8)
     try:
-        size = Path(stored.path).stat().st_size
-        if stored.offset + shape[0] * shape[1] > size:
-            raise DataError(
-                f"{stored.path}: {name} is {shape[0] * shape[1]} bytes from {stored.offset} on, the file has {size}; "
-                "it was cut short, or offset and shape are not its own"
-            )
-        if rows == 0:
-            return np.empty(shape, np.uint8)
         return np.asarray(np.memmap(stored.path, np.uint8, "r", stored.offset, shape))
     except (OSError, ValueError) as problem:
-        if isinstance(problem, DataError):
-            raise
         raise DataError(f"{stored.path}: {name} cannot be mapped: {problem}") from problem

@@ -84,7 +84,8 @@ fn matrix<'a>(view: &'a ArrayView2<'_, u8>, dtype: core::Dtype) -> core::Result<
 
 fn bytes<'py>(name: &str, object: &Bound<'py, PyAny>) -> PyResult<PyReadonlyArray2<'py, u8>> {
     match object.extract::<PyReadonlyArray2<'py, u8>>() {
-        Ok(array) if array.shape()[1] < 2 || array.strides()[1] == 1 => Ok(array),
+        // numpy gives strides of 0 to what is empty
+        Ok(array) if array.is_empty() || array.shape()[1] < 2 || array.strides()[1] == 1 => Ok(array),
         _ => Err(DataError::new_err(format!(
             "{name} must be the bytes of a matrix, uint8[V, D * itemsize] with unit stride inside a row, got {}",
             kind(object)?
