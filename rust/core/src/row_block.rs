@@ -111,9 +111,11 @@ fn odd<R: Load, T: Load>(reference: &[u8], tuned: &[u8], columns: Option<&mut [V
     let mut pairs = Pairs::default();
     visit::<R, T>(reference, tuned, &mut pairs);
     let pairs = &pairs.0[..tuned.len() / T::SIZE];
-    let mut row = Row::default();
-    row.zeros = pairs.iter().filter(|(_, delta)| *delta == 0.0).count() as u32;
-    row.non_finite = pairs.iter().filter(|(_, delta)| !delta.is_finite()).count() as u32;
+    let mut row = Row {
+        zeros: pairs.iter().filter(|(_, delta)| *delta == 0.0).count() as u32,
+        non_finite: pairs.iter().filter(|(_, delta)| !delta.is_finite()).count() as u32,
+        ..Row::default()
+    };
     if let Some(first) = pairs.iter().position(|(_, delta)| !delta.is_finite()) {
         let nan = f64::NAN;
         (row.delta_squared, row.delta_dot, row.reference_squared, row.delta_abs) = (nan, nan, nan, nan);

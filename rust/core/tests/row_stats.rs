@@ -32,7 +32,7 @@ fn bits(dtype: Dtype) -> BoxedStrategy<u32> {
         Dtype::F16 => (15 << 10, 10, 15),
     };
     let weight = (0u32..2, 0u32..6, any::<u32>()).prop_map(move |(minus, scale, random)| {
-        minus << sign | (exponent_of_one - (scale << fraction)) | random % (1 << fraction)
+        (minus << sign) | (exponent_of_one - (scale << fraction)) | (random % (1 << fraction))
     });
     let finite = any::<u32>()
         .prop_map(move |random| if dtype == Dtype::F32 { random } else { random & 0xffff })
