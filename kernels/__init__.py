@@ -11,6 +11,8 @@ last; per-sample results are ``[B]`` float32.
 from __future__ import annotations
 
 from asepsis.kernels._dispatch import Backend
+from asepsis.kernels._matrices import Stored
+from asepsis.kernels._moments import RowStats
 from asepsis.kernels.bottom_k import bottom_k
 from asepsis.kernels.gradient_alignment import (
     AlignmentStats,
@@ -20,17 +22,21 @@ from asepsis.kernels.gradient_alignment import (
     gradient_alignment,
 )
 from asepsis.kernels.multiscale_lora import SetAside, multiscale_lora
+from asepsis.kernels.row_stats import row_stats
 from asepsis.kernels.sample_loss import sample_loss
 
 __all__ = [
     "AlignmentStats",
     "Backend",
     "Granularity",
+    "RowStats",
     "Rule",
     "Segments",
     "SetAside",
+    "Stored",
     "bottom_k",
     "gradient_alignment",
     "multiscale_lora",
+    "row_stats",
     "sample_loss",
 ]

@@ -1,14 +1,17 @@
 """The Rust core. Arrays are borrowed, so each must be contiguous, 1-D and of exactly the dtype written here.
 
-Every failure is an :class:`asepsis.errors.LedgerError`. The GIL is released while work runs.
+``row_stats`` takes matrices: its own docstring says which. Every failure is an
+:class:`asepsis.errors.LedgerError`, of ``row_stats`` a :class:`asepsis.errors.DataError`. The GIL is released while
+work runs.
 """
 
-from typing import Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
 
 _NanPolicy: TypeAlias = Literal["last", "error", "drop"]
+_Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 __version__: str
 
@@ -30,6 +33,17 @@ def ranks(
     method: Literal["ordinal", "average", "min"] = "ordinal",
     nan: _NanPolicy = "last",
 ) -> npt.NDArray[np.float64]: ...
+def row_stats(
+    reference: npt.NDArray[np.uint8],
+    tuned: npt.NDArray[np.uint8],
+    *,
+    reference_dtype: _Dtype,
+    tuned_dtype: _Dtype,
+    pairs: npt.NDArray[np.int64] | None = None,
+    columns: bool = False,
+    round_to: _Dtype | None = None,
+    threads: int = 1,
+) -> dict[str, npt.NDArray[Any]]: ...
 
 @final
 class Ledger:

@@ -166,6 +166,7 @@ def _kernels() -> Report:
             "multiscale_lora": lambda backend: kernels.multiscale_lora(
                 x, x, None, x, x, x[0], backend=backend
             ),
+            "row_stats": lambda backend: kernels.row_stats(x, x, backend=backend),
             "sample_loss": lambda backend: kernels.sample_loss(x, y, backend=backend),
         }
 

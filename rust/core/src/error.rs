@@ -47,6 +47,15 @@ pub enum Error {
         /// The ledger's number of samples.
         n: usize,
     },
+    /// A row that the matrix does not have.
+    RowOutOfRange {
+        /// The row.
+        row: i64,
+        /// Where in the selection it stands.
+        at: usize,
+        /// The number of rows.
+        n: usize,
+    },
     /// A label is not a class.
     LabelOutOfRange {
         /// The label.
@@ -121,6 +130,9 @@ impl fmt::Display for Error {
                 f,
                 "position {position} (entry {at} of the batch) is outside 0..{n}; nothing was recorded"
             ),
+            Self::RowOutOfRange { row, at, n } => {
+                write!(f, "row {row} (entry {at} of the row map) is outside 0..{n}")
+            }
             Self::LabelOutOfRange { label, at, n_classes } => {
                 write!(f, "label {label} of row {at} is outside 0..{n_classes}")
             }

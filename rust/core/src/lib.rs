@@ -1,12 +1,15 @@
-//! Stable ranking of floats, and a ledger of per-sample training losses.
+//! Stable ranking of floats, a ledger of per-sample training losses, and how far the rows of a matrix moved.
 //!
 //! Anti-Backdoor Learning finds poisoned rows by their losses: a backdoor is learned first, so the rows that
-//! carry it have the lowest losses early in training. That needs two things, and this crate is the two:
+//! carry it have the lowest losses early in training. That needs two things, and this crate has the two:
 //!
 //! * one **total order** of `f32`, the same on every machine, and what follows from it: the `k` lowest
 //!   ([`bottom_k`]), the lowest share of every class ([`bottom_k_per_class`]), and [`ranks`];
 //! * [`Ledger`]: one loss per sample and epoch, scattered in batch by batch, and [`Reducer`]s that turn a
 //!   sample's trajectory into one score.
+//!
+//! Backdoors in weights leave traces in the rows of an embedding: [`row_stats`] compares two versions of a
+//! matrix row by row, in one pass.
 //!
 //! # The order
 //!
@@ -26,6 +29,7 @@
 //! | [`Ledger::observe`] | `O(b)` | 4.125 B per sample, once per epoch |
 //! | [`Ledger::end_epoch`] | `O(N log N)` | 28 B per sample, freed on return |
 //! | [`Ledger::scores`] | `O(N E)` | 4 B returned |
+//! | [`row_stats`] | one read of both matrices | 16 B per row of each, 24 B per column and thread, 48 B per row returned |
 //!
 //! # Example
 //!
@@ -47,13 +51,19 @@
 mod column;
 mod error;
 mod ledger;
+mod load;
 mod order;
 mod reduce;
+mod row_block;
+mod row_stats;
+mod row_visit;
+mod simd;
 
 pub use error::Error;
 pub use ledger::{Coverage, Ledger};
 pub use order::{NanPolicy, PerClass, RankMethod, bottom_k, bottom_k_per_class, jaccard, key, ranks};
 pub use reduce::Reducer;
+pub use row_stats::{ColumnSums, Dtype, Matrix, Options, Row, row_stats};
 
 /// What every routine of this crate returns.
 pub type Result<T> = std::result::Result<T, Error>;
