@@ -58,15 +58,14 @@ def test_every_field_of_a_config_is_described_and_nothing_else(kind: type) -> No
 def test_the_python_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from asepsis.data import demo_rows
 
-    train, _ = demo_rows(120, 20, seed=0)
-    assert train.labels is not None
-    rows = [
-        {"text": text, "label": int(label)} for text, label in zip(train.texts, train.labels, strict=True)
-    ]
-    (tmp_path / "untrusted.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for name, data in zip(("untrusted", "trusted"), demo_rows(120, 32, seed=0), strict=True):
+        assert data.labels is not None
+        rows = [{"text": x, "label": int(y)} for x, y in zip(data.texts, data.labels, strict=True)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)  # the point of this test
     assert (tmp_path / "out" / "model.safetensors").exists()
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
     assert names["rest"] is not None
