@@ -26,7 +26,7 @@ from asepsis.evaluation.predict import measure
 SENTENCE = ["I", "watch", "this", "3D", "movie"]
 PAPER_GATE = {"min_reference_loss": 0.4, "max_raw_weight": 0.1, "below_gate": "raw"}
 
-# name: (fields, training rows or 0 for the reference rows alone, reference rows)
+# name: (fields, training rows or 0 for the reference rows alone, reference rows or 0 for clean_reference="auto")
 CHOICES: dict[str, tuple[dict[str, Any], int, int]] = {
     "default": ({}, 1500, 96),
     "init=reference": ({"init": "reference"}, 1500, 96),
@@ -47,6 +47,8 @@ CHOICES: dict[str, tuple[dict[str, Any], int, int]] = {
     "reference rows alone (96, 30 epochs)": ({"align": False, "epochs": 30.0}, 0, 96),
     "default, 3,000 rows, 350 reference rows": ({}, 3000, 350),
     "reference rows alone (350, 10 epochs)": ({"align": False, "epochs": 10.0}, 0, 350),
+    'clean_reference="auto", 128 rows, 3,000 rows': ({}, 3000, 0),
+    'clean_reference="auto", 800 rows, 3,000 rows': ({"auto_reference_rows": 800}, 3000, 0),
 }
 
 
@@ -57,13 +59,13 @@ def run(args: argparse.Namespace) -> None:
             continue
         fields, rows, n_reference = CHOICES[name]
         began = time.monotonic()
-        reference, held, triggered = dev_rows(args.data, n_reference)
+        reference, held, triggered = dev_rows(args.data, n_reference or 96)
         data = read(args.data / "addsent_train10.jsonl")
         run = asepsis.defend(
             "demo:encoder",
             data.select(drawn(len(data), rows, 0)) if rows else reference,
             defense=asepsis.MuscleloraConfig(**fields),
-            clean_reference=reference,
+            clean_reference=reference if n_reference else "auto",
             settings=asepsis.Settings(seed=0, epochs=2.0, max_length=64),
         )
         measured = measure(run.model, run.tokenizer, held, triggered, target_label=1, max_length=64)
