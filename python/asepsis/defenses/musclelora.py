@@ -174,11 +174,18 @@ def _least_suspicious(data: Data, probe: Outcome, wanted: int) -> np.ndarray[Any
     order = np.argsort(probe.suspicion, kind="stable")
     order = order[usable[order]]
     if data.labels is None:
-        return np.sort(order[: min(wanted, -(-len(order) // 2))])
+        return np.sort(_spread(order, wanted))
     classes = np.unique(data.labels)
     each = max(1, wanted // len(classes))
-    found = [order[data.labels[order] == label] for label in classes]
-    return np.sort(np.concatenate([rows[: min(each, -(-len(rows) // 2))] for rows in found]))
+    return np.sort(np.concatenate([_spread(order[data.labels[order] == label], each) for label in classes]))
+
+
+def _spread(rows: np.ndarray[Any, np.dtype[np.int64]], wanted: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return rows at even distances from the first half: the very first alone are no fair sample of the task."""
+    half = rows[: -(-len(rows) // 2)]
+    at = np.linspace(0, len(half) - 1, min(wanted, len(half))).round().astype(np.int64)
+    picked: np.ndarray[Any, np.dtype[np.int64]] = half[at]
+    return picked
 
 
 def _summary(branches: dict[str, Branch]) -> list[dict[str, Any]]:
