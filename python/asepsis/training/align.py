@@ -27,7 +27,7 @@ from asepsis.core.losses import LossRule, coefficients, group_totals
 from asepsis.errors import BackendError, ConfigError, DataError, DefenseInert
 from asepsis.kernels import Segments, gradient_alignment
 from asepsis.training.collate import Batch, Collator, joined
-from asepsis.training.forward import mean_losses
+from asepsis.training.forward import mean_losses, weighted_loss
 from asepsis.training.plan import Plan
 
 log = logging.getLogger("asepsis")
@@ -132,7 +132,7 @@ class Aligner:
         piece = self.piece(index)
         if piece is None or self.groups is None:
             losses = mean_losses(model, batch)
-            return losses, (batch.weight * rule.shape(losses, batch.isolated)).sum()
+            return losses, weighted_loss(losses, batch, rule)
         piece = piece.to(self.device)
         n, m = len(batch.count), len(piece.count)
         self.groups.samples, self.groups.total = n, n + m
@@ -140,7 +140,7 @@ class Aligner:
         losses, clean = both[:n], both[n:]
         apart = (piece.weight * clean).sum()
         self.reference_loss = self.reference_loss + apart.detach()
-        return losses, (batch.weight * rule.shape(losses, batch.isolated)).sum() + apart
+        return losses, weighted_loss(losses, batch, rule) + apart
 
     def finish(self, index: int) -> None:
         """Complete a micro-batch after its backward pass: in two passes, the reference rows' turn."""

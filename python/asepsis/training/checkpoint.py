@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +47,21 @@ def save_run(
     target = Path(folder)
     if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():
         raise CheckpointError(f"{target} exists and was not written by asepsis; name another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with whole_folder(target) as scratch:
         _save_model(model, tokenizer, scratch, data)
         tokenizer.save_pretrained(scratch)
         _write_rows(scratch / ROWS, outcome, data)
         (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    return target
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield a folder to fill that takes the place of ``target`` at the end, or vanishes if filling it fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield scratch
         scratch.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)
@@ -59,7 +69,6 @@ def save_run(
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    return target
 
 
 def _save_model(model: nn.Module, tokenizer: Any, folder: Path, data: Data) -> None:

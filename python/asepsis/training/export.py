@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from asepsis.core.export import FACTORS
 from asepsis.errors import CheckpointError, ModelError
-from asepsis.training.checkpoint import MANIFEST, ROWS
+from asepsis.training.checkpoint import MANIFEST, ROWS, whole_folder
 from asepsis.training.models import load_trained
 
 _OURS = frozenset({MANIFEST, ROWS, FACTORS})
@@ -40,9 +39,7 @@ def export_folder(folder: str | Path, output: str | Path, *, merge: bool = False
     is_adapter = (source / "adapter_config.json").is_file()
     if not is_adapter and not (source / "config.json").is_file():
         raise ModelError(f"{folder} is not a folder with a saved model")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with whole_folder(target) as scratch:
         if merge and is_adapter:
             adapted, tokenizer = load_trained(source)
             model: Any = adapted
@@ -52,9 +49,4 @@ def export_folder(folder: str | Path, output: str | Path, *, merge: bool = False
             for file in sorted(source.iterdir()):
                 if file.is_file() and file.name not in _OURS:
                     shutil.copy2(file, scratch / file.name)
-        scratch.chmod(0o755)
-        scratch.replace(target)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
     return target

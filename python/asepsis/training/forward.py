@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from asepsis.core.losses import LossRule
 from asepsis.core.placement import head_of
 from asepsis.errors import BackendError, ConfigError, DefenseInert
 from asepsis.kernels import sample_loss
@@ -89,6 +90,11 @@ def mean_losses(model: nn.Module, batch: Batch) -> Tensor:
     """Return each sample's loss per target [B]; 0 where it has none."""
     total, count = sample_losses(model, batch)
     return total / count.clamp(min=1)
+
+
+def weighted_loss(losses: Tensor, batch: Batch, rule: LossRule) -> Tensor:
+    """Return what a batch adds to its step's loss: per-sample losses [B] shaped by the rule and weighed, 0-dim."""
+    return (batch.weight * rule.shape(losses, batch.isolated)).sum()
 
 
 def check_targets(totals: Tensor) -> None:

@@ -18,7 +18,7 @@ from asepsis.errors import BackendError, DefenseInert
 from asepsis.training.align import Aligner, check_reference
 from asepsis.training.collate import Batch, Collator
 from asepsis.training.driver import Driver, Progress, derive_seed, silent
-from asepsis.training.forward import autocast, check_targets, mean_losses, resolve_precision
+from asepsis.training.forward import autocast, check_targets, mean_losses, resolve_precision, weighted_loss
 from asepsis.training.plan import Plan, make_plan
 from asepsis.training.settings import Settings
 
@@ -111,7 +111,7 @@ class LoopDriver(Driver):
         with autocast(self.device, self.dtype):
             if aligner is None:
                 losses = mean_losses(self.model, batch)
-                loss = (batch.weight * request.loss.shape(losses, batch.isolated)).sum()
+                loss = weighted_loss(losses, batch, request.loss)
             else:
                 losses, loss = aligner.losses(self.model, batch, index, request.loss)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -27,7 +27,7 @@ from asepsis.errors import BackendError
 from asepsis.training.align import Aligner
 from asepsis.training.collate import Batch, Collator
 from asepsis.training.driver import Driver, Progress, derive_seed, silent
-from asepsis.training.forward import check_targets, mean_losses
+from asepsis.training.forward import check_targets, mean_losses, weighted_loss
 from asepsis.training.loop import Watch, closing, finished, group_means, make_aligner, steer, with_max_steps
 from asepsis.training.plan import Plan, make_plan
 
@@ -191,7 +191,7 @@ class _PhaseTrainer(Trainer):
         loss: Tensor
         if self._aligner is None:
             losses = mean_losses(model, batch)
-            loss = (batch.weight * self._request.loss.shape(losses, batch.isolated)).sum()
+            loss = weighted_loss(losses, batch, self._request.loss)
         else:
             losses, loss = self._aligner.losses(model, batch, self._piece(), self._request.loss)
         ordinary, isolated = group_means(losses, batch)
