@@ -312,3 +312,19 @@ def test_bf16_under_the_trainer_leaves_the_model_its_own_forward(tmp_path):
     done = run(args=arguments(tmp_path, bf16=True))
     assert "forward" not in vars(done.model)
     assert logits(done.model, done.tokenizer).dtype == torch.float32
+
+
+@pytest.mark.parametrize("align", [True, False])
+def test_training_without_alignment_says_that_it_does_not_defend(caplog, align):
+    config = dataclasses.replace(CONFIG, align=align)
+    model, tokenizer = tiny_classifier(0)
+    with caplog.at_level(logging.WARNING, "asepsis"):
+        defend(
+            model,
+            tiny_rows(16, 0),
+            defense=config,
+            processing_class=tokenizer,
+            clean_reference=tiny_rows(8, 1),
+            settings=Settings(max_steps=1, batch_size=8, device="cpu"),
+        )
+    assert ("undefended; it is for ablations" in caplog.text) is not align

@@ -77,6 +77,10 @@ class Musclelora(Defense[MuscleloraConfig]):
         if c.adapters != "none" and any(True for _ in layers(model)):
             raise ModelError("the model has multi-scale layers already; fold or remove them first")
         branches = self.branches(model)  # what does not fit the model shows before anything is trained
+        if not c.align:
+            log.warning(
+                "musclelora: align=False trains the layers undefended; it is for ablations and controls"
+            )
         reference, chosen = (yield from self._reference(model, data)) if c.align else (None, {})
         if branches:
             insert(model, branches)
