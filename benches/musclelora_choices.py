@@ -4,7 +4,8 @@
     python benches/musclelora_choices.py render --output FILE.jsonl
 
 FOLDER as for ``musclelora_sst2.py``; test rows are not read. The AddSent set, seed 0; reference rows are drawn from the
-dev set, CACC is measured on 500 other dev rows and ASR on their negatives with the sentence inserted.
+dev set, CACC is measured on 500 other dev rows and ASR on their negatives with the trigger inserted. The rows named
+BadNets poison the clean rows of that set anew, four trigger words a row, with labels kept or with labels flipped.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ import numpy as np
 from _sst2 import drawn
 
 import asepsis
-from asepsis.data import Data, read
+from asepsis.data import Data, read, read_rows
+from asepsis.evaluation.attacks.recipes import BadNets
 from asepsis.evaluation.predict import measure
 
 SENTENCE = ["I", "watch", "this", "3D", "movie"]
+WORDS = {
+    kept: BadNets(target_label=1, triggers=("cf", "mn", "bb", "tq"), n_insertions=4, clean_label=kept)
+    for kept in (True, False)
+}
 PAPER_GATE = {"min_reference_loss": 0.4, "max_raw_weight": 0.1, "below_gate": "raw"}
 
 # name: (fields, training rows or 0 for the reference rows alone, reference rows or 0 for clean_reference="auto")
@@ -49,6 +55,10 @@ CHOICES: dict[str, tuple[dict[str, Any], int, int]] = {
     "reference rows alone (350, 10 epochs)": ({"align": False, "epochs": 10.0}, 0, 350),
     'clean_reference="auto", 128 rows, 3,000 rows': ({}, 3000, 0),
     'clean_reference="auto", 800 rows, 3,000 rows': ({"auto_reference_rows": 800}, 3000, 0),
+    "BadNets, labels kept: no alignment, 3,000 rows": ({"align": False}, 3000, 96),
+    "BadNets, labels flipped: no alignment, 3,000 rows": ({"align": False}, 3000, 96),
+    "BadNets, labels kept: default, 3,000 rows": ({}, 3000, 96),
+    "BadNets, labels flipped: default, 3,000 rows": ({}, 3000, 96),
 }
 
 
@@ -60,7 +70,13 @@ def run(args: argparse.Namespace) -> None:
         fields, rows, n_reference = CHOICES[name]
         began = time.monotonic()
         reference, held, triggered = dev_rows(args.data, n_reference or 96)
-        data = read(args.data / "addsent_train10.jsonl")
+        file = args.data / "addsent_train10.jsonl"
+        data = read(file)
+        if name.startswith("BadNets"):
+            words = WORDS["kept" in name]
+            clean = np.array([row["poisoned"] == 0 for row in read_rows(file)])
+            data, _ = words.poison(data.select(np.flatnonzero(clean)), seed=0)
+            triggered = words.trigger(held, seed=7)
         run = asepsis.defend(
             "demo:encoder",
             data.select(drawn(len(data), rows, 0)) if rows else reference,
@@ -71,8 +87,8 @@ def run(args: argparse.Namespace) -> None:
         measured = measure(run.model, run.tokenizer, held, triggered, target_label=1, max_length=64)
         row = {"name": name, "fields": fields, "rows": rows, "reference": n_reference, **measured.to_dict()}
         row |= {"report": run.outcome.report["alignment"], "seconds": round(time.monotonic() - began)}
-        with args.output.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with args.output.open("a") as lines:
+            lines.write(json.dumps(row) + "\n")
 
 
 def dev_rows(folder: Path, n_reference: int) -> tuple[Data, Data, Data]:
