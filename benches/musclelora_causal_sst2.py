@@ -70,7 +70,8 @@ def measure_cell(args: argparse.Namespace, cell: Path, variant: str, attack: str
     tests = tested_on(case, args, attack, seed)
     measured = measure(run.model, run.tokenizer, *tests, target_label=1, max_length=64)
     manifest = named(run.manifest, args.data)
-    manifest["report"].get("reference", {}).pop("source", None)
+    if manifest["report"]["reference"] is not None:
+        manifest["report"]["reference"].pop("source")
     row = {"defense": variant, "attack": attack, **measured.to_dict()}
     save(cell, {"seed": seed, "rows": [row], "run": manifest, "seconds": time.monotonic() - began})
 

@@ -65,7 +65,8 @@ def measure_cell(args: argparse.Namespace, cell: Path, variant: str, attacks: li
         measured = measure(run.model, run.tokenizer, case.test, triggered, target_label=1, max_length=64)
         rows.append({"defense": variant, "attack": attack, **measured.to_dict()})
     manifest = named(run.manifest, args.data)
-    manifest["report"]["reference"].pop("source")
+    if manifest["report"]["reference"] is not None:
+        manifest["report"]["reference"].pop("source")
     save(cell, {"seed": seed, "rows": rows, "run": manifest, "seconds": time.monotonic() - began})
 
 
