@@ -27,7 +27,7 @@ from asepsis.evaluation.harness import Case
 from asepsis.evaluation.predict import measure
 
 #: Chosen on dev rows, undefended.
-SCALE = 8.0
+SCALE = 20.0
 LORA = asepsis.MuscleloraConfig(align=False, rank=2, alpha=8.0, scale_alpha=4.0, reference_batch_size=16)
 VARIANTS = {
     "none": LORA,
