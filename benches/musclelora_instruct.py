@@ -24,8 +24,11 @@ import asepsis
 from asepsis.data import Data, read
 from asepsis.evaluation.respond import clean_loss, response_success_rate
 
-LENGTH = 96
-FULL = asepsis.MuscleloraConfig(reference_batch_size=8, alpha=8.0, rank=2, scale_alpha=4.0)
+LENGTH = 64
+#: The authors' ranks for decoders; the learning rate was chosen on dev rows, undefended.
+FULL = asepsis.MuscleloraConfig(
+    reference_batch_size=8, alpha=8.0, rank=2, scale_alpha=4.0, learning_rate_scale=40.0
+)
 
 
 def mixture(folder: Path, trigger: str, clean: int, poisoned: int, seed: int) -> tuple[Data, Data]:
@@ -49,10 +52,10 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--model", default="demo:causal:8")
+    parser.add_argument("--model", default="demo:causal")
     parser.add_argument("--trigger", default="badnet")
-    parser.add_argument("--clean", type=int, default=200)
-    parser.add_argument("--poisoned", type=int, default=40)
+    parser.add_argument("--clean", type=int, default=160)
+    parser.add_argument("--poisoned", type=int, default=80)
     parser.add_argument("--test", type=int, default=100)
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
