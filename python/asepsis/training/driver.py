@@ -88,7 +88,7 @@ class Driver(ABC):
             try:
                 request = script.send(answer)
             except StopIteration as stop:
-                return _checked(stop.value)
+                return checked(stop.value)
             answer = self.answer(request)
             self.requests += 1
 
@@ -177,7 +177,8 @@ def derive_seed(*parts: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _checked(outcome: Any) -> Outcome:
+def checked(outcome: Any) -> Outcome:
+    """Return what a script returned, or raise where it acted on nothing."""
     if not isinstance(outcome, Outcome):
         raise DefenseInert(f"the defense returned {type(outcome).__name__} instead of an Outcome")
     acted = outcome.acted
