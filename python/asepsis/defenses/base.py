@@ -169,7 +169,7 @@ class Defense(ABC, Generic[ConfigT]):
 
         ``trusted`` rows are scored, to calibrate a threshold on, but neither trained on nor suspected.
         """
-        raise ConfigError(f"{type(self).__name__.lower()} cannot scan data; it acts in training only")
+        raise ConfigError(f"{self.name} cannot scan data: it judges no rows")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -8,7 +8,8 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,16 @@ import torch
 from torch import nn
 
 from asepsis.core.folders import whole_folder
-from asepsis.core.phases import Outcome
+from asepsis.core.phases import Outcome, Script
 from asepsis.core.weights import Checkpoint, find_checkpoint
 from asepsis.data import Data, read
 from asepsis.defenses.base import Defense, DefenseConfig, Given
 from asepsis.errors import CheckpointError, ConfigError, MissingReference, ModelError
-from asepsis.training import build, versions
-from asepsis.training.checkpoint import MANIFEST
+from asepsis.training import build
+from asepsis.training.checkpoint import MANIFEST, ROWS, versions
 from asepsis.training.driver import Driver, Progress, derive_seed, silent
 from asepsis.training.loop import LoopDriver
-from asepsis.training.models import load_for
+from asepsis.training.models import load_for, load_trained
 from asepsis.training.rewriting import CheckpointDriver
 from asepsis.training.settings import Settings
 
@@ -54,18 +55,22 @@ class Purified:
     outcomes: dict[str, Outcome]
     manifest: dict[str, Any]
     folder: Path
-    _driver: CheckpointDriver = field(repr=False)
     _scratch: tempfile.TemporaryDirectory[str] = field(repr=False)
+
+    @cached_property
+    def loaded(self) -> tuple[nn.Module, Any]:
+        """The repaired model and its tokenizer, loaded when they are first asked for."""
+        return load_trained(self.folder)
 
     @property
     def model(self) -> nn.Module:
-        """The repaired model, loaded when it is first asked for."""
-        return self._driver.model
+        """The repaired model."""
+        return self.loaded[0]
 
     @property
     def tokenizer(self) -> Any:
         """Its tokenizer."""
-        return self._driver.tokenizer
+        return self.loaded[1]
 
     @property
     def verdicts(self) -> dict[str, str]:
@@ -75,17 +80,22 @@ class Purified:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write a plain checkpoint and ``asepsis.json``; return the folder, which appears whole or not at all."""
         target = Path(folder)
-        if target.exists() and (
-            not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).exists())
-        ):
-            raise CheckpointError(f"{target} exists and was not written by asepsis; name another folder")
+        check_target(target)
         with whole_folder(target) as scratch:
             for file in sorted(self.folder.iterdir()):
-                if file.name not in (MANIFEST, "asepsis_rows.jsonl"):
+                if file.name not in (MANIFEST, ROWS):
                     shutil.copyfile(file, scratch / file.name)
             text = json.dumps(self.manifest, indent=2, sort_keys=True, allow_nan=False)
             (scratch / MANIFEST).write_text(text + "\n", encoding="utf-8")
         return target
+
+
+def check_target(folder: Path) -> None:
+    """Raise ``CheckpointError`` where a folder holds something that asepsis did not write: it would be replaced."""
+    if folder.exists() and (
+        not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).exists())
+    ):
+        raise CheckpointError(f"{folder} exists and was not written by asepsis; name another folder")
 
 
 def purify(
@@ -156,16 +166,12 @@ def purify(
         given = Given(base=pretrained, clean=rows, counts=counts, corpus=corpus)
         defenses = [build(choice, given) for choice in choices]
         work = tempfile.TemporaryDirectory(prefix="asepsis-", dir=scratch)
+        stack.push(partial(_cleanup_on_error, work))
         driver = CheckpointDriver(
-            victim,
-            lambda folder: _driver(folder, rows, chosen, args, progress),
-            Path(work.name),
-            progress=progress,
+            victim, partial(_driver, rows, chosen, args, progress), Path(work.name), progress=progress
         )
         torch.manual_seed(derive_seed(seed))
-        outcomes = {one.name: driver.run(lambda at, one=one: one.repair(at, rows)) for one in defenses}
-        if driver.checkpoint is victim:  # its folder may be gone with this block
-            raise ConfigError("no defense wrote a checkpoint")
+        outcomes = {one.name: driver.run(partial(_repair, one, rows)) for one in defenses}
         manifest = {
             "format": 1,
             "model": str(model),
@@ -180,7 +186,16 @@ def purify(
             "steps": driver.steps_done,
             "versions": versions(),
         }
-        return Purified(outcomes, manifest, driver.checkpoint.folder, driver, work)
+        return Purified(outcomes, manifest, driver.checkpoint.folder, work)
+
+
+def _cleanup_on_error(work: tempfile.TemporaryDirectory[str], kind: Any, *_: Any) -> None:
+    if kind is not None:
+        work.cleanup()
+
+
+def _repair(defense: Defense[Any], rows: Data | None, victim: Checkpoint) -> Script:
+    return defense.repair(victim, rows)
 
 
 def _check_needs(defenses: list[Defense[Any]], *, base: Any, clean: Any) -> None:
@@ -208,7 +223,10 @@ def _read(clean: Any, victim: Checkpoint) -> Data:
     architectures = " ".join(map(str, victim.config.get("architectures") or ()))
     if "SequenceClassification" in architectures:
         labels = victim.config.get("id2label")
-        return read(clean, task="classification", n_classes=len(labels) if isinstance(labels, dict) else 2)
+        n = len(labels) if isinstance(labels, dict) else 2
+        rows = read(clean, task="classification", n_classes=n)
+        # rows read before the model was known may lack its last classes
+        return replace(rows, n_classes=n) if (rows.n_classes or 0) < n else rows
     if "CausalLM" in architectures or "LMHead" in architectures:
         return read(clean, task="causal")
     raise ModelError(
@@ -217,7 +235,7 @@ def _read(clean: Any, victim: Checkpoint) -> Data:
     )
 
 
-def _driver(folder: Path, rows: Data | None, settings: Settings, args: Any, progress: Progress) -> Driver:
+def _driver(rows: Data | None, settings: Settings, args: Any, progress: Progress, folder: Path) -> Driver:
     if rows is None:
         raise MissingReference(
             "training or scoring needs clean rows; pass clean=..., or --clean on the command line"

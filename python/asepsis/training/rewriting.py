@@ -56,16 +56,6 @@ class CheckpointDriver:
         self._fresh = (scratch / f"checkpoint-{i}" for i in itertools.count())
 
     @property
-    def model(self) -> nn.Module:
-        """The model as it stands; loaded from its checkpoint where no request has needed it."""
-        return self._driver().model
-
-    @property
-    def tokenizer(self) -> Any:
-        """Its tokenizer."""
-        return self._driver().tokenizer
-
-    @property
     def steps_done(self) -> int:
         """Optimizer steps of all scripts."""
         return 0 if self._inner is None else self._inner.steps_done

@@ -49,7 +49,7 @@ class TokenRows:
         here = tuned.tensors[tuned.input_embeddings].shape[0]
         there = base.tensors[base.input_embeddings].shape[0]
         try:
-            ours, theirs = _vocabulary(tuned, here), _vocabulary(base, there)
+            ours, theirs = vocabulary_of(tuned, here), vocabulary_of(base, there)
             pairs, alone = row_map(ours, theirs, tuned_rows=here, base_rows=there)
         except ModelError as error:
             if here != there:
@@ -71,8 +71,14 @@ class TokenRows:
         return same and bool((self.pairs[:, 0] == self.pairs[:, 1]).all())
 
 
-def _vocabulary(checkpoint: Checkpoint, rows: int) -> Vocabulary:
-    """Load a tokenizer that fits the rows: of a folder without one transformers makes one with a handful of tokens."""
+def vocabulary_of(checkpoint: Checkpoint, rows: int) -> Vocabulary:
+    """Load a tokenizer that fits its rows: of a folder without one transformers makes one with a handful of tokens.
+
+    Raises
+    ------
+    ModelError
+        The folder has no tokenizer, or one with too few tokens for the rows.
+    """
     found = Vocabulary.load(checkpoint.folder)
     known = sum(token is not None for token in found.tokens)
     if 2 * known < rows:
