@@ -110,7 +110,9 @@ class Finemixing(Defense[FinemixingConfig]):
         tried: list[dict[str, Any]] = []
         steps = 0
         for ratio in ratios:
-            trial = yield from self._try(mixing, ratio, seeds, tune, held_out)
+            # at 0 and 1 every mask is the same
+            masks = seeds if 0 < ratio < 1 else seeds[:1]
+            trial = yield from self._try(mixing, ratio, masks, tune, held_out)
             steps += trial.steps
             tried.append(trial.row)
             if self._passes(trial.quality, before):

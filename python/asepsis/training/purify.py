@@ -21,7 +21,7 @@ from asepsis.core.phases import Outcome, Script
 from asepsis.core.weights import Checkpoint, find_checkpoint
 from asepsis.data import Data, read
 from asepsis.defenses.base import Defense, DefenseConfig, Given
-from asepsis.errors import CheckpointError, ConfigError, MissingReference, ModelError
+from asepsis.errors import CheckpointError, ConfigError, DefenseInert, MissingReference, ModelError
 from asepsis.training import build
 from asepsis.training.checkpoint import MANIFEST, ROWS, versions
 from asepsis.training.driver import Driver, Progress, derive_seed, silent
@@ -172,6 +172,8 @@ def purify(
         )
         torch.manual_seed(derive_seed(seed))
         outcomes = {one.name: driver.run(partial(_repair, one, rows)) for one in defenses}
+        if driver.checkpoint is victim:
+            raise DefenseInert("no defense wrote a checkpoint; nothing was repaired")
         manifest = {
             "format": 1,
             "model": str(model),
@@ -225,6 +227,8 @@ def _read(clean: Any, victim: Checkpoint) -> Data:
         labels = victim.config.get("id2label")
         n = len(labels) if isinstance(labels, dict) else 2
         rows = read(clean, task="classification", n_classes=n)
+        if (rows.n_classes or 0) > n:
+            raise ModelError(f"{victim.folder} has {n} classes, the data has {rows.n_classes}")
         # rows read before the model was known may lack its last classes
         return replace(rows, n_classes=n) if (rows.n_classes or 0) < n else rows
     if "CausalLM" in architectures or "LMHead" in architectures:
