@@ -68,12 +68,12 @@ class Rows:
         return self.motion.seen & ~self.protected
 
     def ranked(self, tokens: list[str | None], top: int) -> list[TokenDrift]:
-        """Return the ``top`` rows that stand out most, and every one that is ``high``."""
+        """Return the ``top`` rows that stand out most, and every one that is ``high`` or ``elevated``."""
         verdicts = self.judgment.verdicts
         key = np.where(np.isfinite(self.judgment.excess), self.judgment.excess, -np.inf)
         order = np.lexsort((self.ids, -self.motion.drift, -key))
         order = order[self.eligible[order]]
-        wanted = [at for place, at in enumerate(order.tolist()) if place < top or verdicts[at] == "high"]
+        wanted = [at for place, at in enumerate(order.tolist()) if place < top or verdicts[at] in ("high", "elevated")]
         scores = self.scores
         found = []
         for at in wanted:
