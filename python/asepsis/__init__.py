@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from asepsis.data import Data as Data
     from asepsis.data import read as read
     from asepsis.defenses._abl_config import AblConfig as AblConfig
+    from asepsis.defenses._epur_config import EpurConfig as EpurConfig
+    from asepsis.defenses._finemixing_config import FinemixingConfig as FinemixingConfig
     from asepsis.defenses._musclelora_config import MuscleloraConfig as MuscleloraConfig
     from asepsis.training import Run as Run
     from asepsis.training import Settings as Settings
     from asepsis.training import defend as defend
+    from asepsis.training.purify import Purified as Purified
+    from asepsis.training.purify import purify as purify
     from asepsis.training.scan import Scan as Scan
     from asepsis.training.scan import scan_data as scan_data
 
@@ -31,11 +35,15 @@ _HOMES = {
     "AblConfig": "asepsis.defenses._abl_config",
     "Data": "asepsis.data",
     "ModelScan": "asepsis.core.drift",
+    "EpurConfig": "asepsis.defenses._epur_config",
+    "FinemixingConfig": "asepsis.defenses._finemixing_config",
     "MuscleloraConfig": "asepsis.defenses._musclelora_config",
+    "Purified": "asepsis.training.purify",
     "Run": "asepsis.training",
     "Scan": "asepsis.training.scan",
     "Settings": "asepsis.training",
     "defend": "asepsis.training",
+    "purify": "asepsis.training.purify",
     "read": "asepsis.data",
     "scan_data": "asepsis.training.scan",
     "scan_model": "asepsis.core.drift",
@@ -44,13 +52,17 @@ _HOMES = {
 __all__ = [
     "AblConfig",
     "Data",
+    "EpurConfig",
+    "FinemixingConfig",
     "ModelScan",
     "MuscleloraConfig",
+    "Purified",
     "Run",
     "Scan",
     "Settings",
     "__version__",
     "defend",
+    "purify",
     "read",
     "scan_data",
     "scan_model",

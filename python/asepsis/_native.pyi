@@ -1,8 +1,8 @@
 """The Rust core. Arrays are borrowed, so each must be contiguous, 1-D and of exactly the dtype written here.
 
-``row_stats`` takes matrices: its own docstring says which. Every failure is an
-:class:`asepsis.errors.LedgerError`, of ``row_stats`` a :class:`asepsis.errors.DataError`. The GIL is released while
-work runs.
+``row_stats`` takes matrices, ``mix`` writes: their own docstrings say how. Every failure is an
+:class:`asepsis.errors.LedgerError`, of ``row_stats`` and ``mix`` a :class:`asepsis.errors.DataError`. The GIL is
+released while work runs.
 """
 
 from typing import Any, Literal, TypeAlias, final
@@ -27,6 +27,18 @@ def bottom_k_per_class(
     nan: _NanPolicy = "last",
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
 def jaccard(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> float: ...
+def mix(
+    reference: npt.NDArray[np.uint8],
+    tuned: npt.NDArray[np.uint8],
+    out: npt.NDArray[np.uint8],
+    *,
+    item_size: int,
+    seed: int,
+    key: int,
+    kept_of_65536: int,
+    start: int = 0,
+    threads: int = 1,
+) -> int: ...
 def ranks(
     values: npt.NDArray[np.float32],
     *,

@@ -39,6 +39,20 @@ class DefenseInert(AsepsisError, RuntimeError):
     """A defense found that it could not act: no sample scored, no token examined. Never a quiet pass."""
 
 
+class AccuracyLost(AsepsisError, RuntimeError):
+    """A repaired model does worse on clean rows than was allowed. Nothing is handed back.
+
+    Attributes
+    ----------
+    reached : list of dict
+        What was tried and how well it did, JSON-ready.
+    """
+
+    def __init__(self, message: str, reached: list[dict[str, object]] | None = None) -> None:
+        super().__init__(message)
+        self.reached = reached or []
+
+
 class BackendError(AsepsisError, RuntimeError):
     """An explicitly requested backend cannot run here."""
 

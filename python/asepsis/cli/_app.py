@@ -24,6 +24,7 @@ VERBS: Table = {
     "demo": "Show the main job on packaged real text: ABL against BadNets, beside its controls.",
     "attack": "Poison a file for evaluation, or make triggered test rows of it.",
     "train": "Train on untrusted rows under a defense.",
+    "purify": "Repair a finished model with the model it was tuned from.",
     "evaluate": "Measure clean accuracy, and attack success where triggered rows are given.",
     "scan": {
         "": "Look for poison.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,37 @@ def defense_config(name: str, config: Path | None, pairs: list[str]) -> DefenseC
     values = _from_file(config) if config is not None else {}
     values |= kind.parse_strings(dict(_pair(text) for text in pairs))
     return kind.from_dict(values)
+
+
+def several_configs(names: str, config: Path | None, pairs: list[str]) -> list[DefenseConfig]:
+    """Return the configs of defenses named with commas between; a setting names its field, or ``defense.field``.
+
+    A field without its defense belongs to every defense that has it; the file has a mapping of fields per defense.
+    """
+    wanted = [name.strip() for name in names.split(",")]
+    if unknown := [name for name in wanted if name not in available()]:
+        raise typer.BadParameter(f"no defense is called {unknown[0]!r}; there are {', '.join(available())}")
+    kinds: dict[str, type[DefenseConfig]] = {name: load(name).config_type for name in wanted}
+    values: dict[str, dict[str, Any]] = {name: {} for name in wanted}
+    for name, part in (_from_file(config) if config is not None else {}).items():
+        if name not in values or not isinstance(part, dict):
+            raise ConfigError(f"{config} must hold a mapping of fields for each of {names}, got {name!r}")
+        values[name] |= part
+    for text in pairs:
+        field, value = _pair(text)
+        owner, dot, rest = field.partition(".")
+        field = rest if dot else field
+        owners = [owner] if dot else [n for n, kind in kinds.items() if field in _fields(kind)]
+        if not owners or owners[0] not in kinds or field not in _fields(kinds[owners[0]]):
+            known = sorted({name for kind in kinds.values() for name in _fields(kind)})
+            raise ConfigError(f"--set {text}: none of {names} has that field; they have {', '.join(known)}")
+        for name in owners:
+            values[name] |= kinds[name].parse_strings({field: value})
+    return [kinds[name].from_dict(values[name]) for name in wanted]
+
+
+def _fields(kind: type[DefenseConfig]) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -96,13 +96,13 @@ def motion(stats: RowStats, dtype: Dtype) -> Motion:
     return Motion(drift=drift, gamma=gamma, floor=np.maximum(floor, least * np.sqrt(squared)))
 
 
-def epur_score(l2: Floats, per_ten_million: Floats | None) -> Floats:
-    """Return E-PUR's score, ``l2 / ln(max(f, 20))``: ``l2 / ln 20`` for all where no frequency is known.
+def epur_score(l2: Floats, per_ten_million: Floats | None, *, floor: float = EPUR_FLOOR) -> Floats:
+    """Return E-PUR's score, ``l2 / ln(max(f, floor))``: ``l2 / ln floor`` for all where no frequency is known.
 
     The formula is Zhang et al. (2022) as we recall it; the unit of ``f`` is ours.
     """
-    expected = np.full(len(l2), EPUR_FLOOR) if per_ten_million is None else per_ten_million
-    score: Floats = l2 / np.log(np.maximum(expected, EPUR_FLOOR))
+    expected = np.full(len(l2), floor) if per_ten_million is None else per_ten_million
+    score: Floats = l2 / np.log(np.maximum(expected, floor))
     return score
 
 

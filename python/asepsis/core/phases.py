@@ -6,8 +6,9 @@ answers. It owns no optimizer loop and no device, so one script serves every dri
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from asepsis.core.alignment import Alignment
 from asepsis.core.losses import LossRule
+from asepsis.core.quality import Quality
 from asepsis.errors import ConfigError
 
 Ids = NDArray[np.int64]
@@ -37,6 +39,31 @@ class Restore:
     """Ask for remembered weights to be put back. Answer: None."""
 
     weights: Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forget:
+    """Say that remembered weights are not wanted any more. Answer: None."""
+
+    weights: Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewrite:
+    """Ask for the whole checkpoint to be written anew; the model then stands there. Answer: what ``edit`` returns.
+
+    Only :func:`asepsis.purify` carries it out: a training has no checkpoint.
+
+    Attributes
+    ----------
+    name : str
+        Shown in progress and logs.
+    edit : callable
+        Given an empty folder, writes a checkpoint of the same model into it.
+    """
+
+    name: str
+    edit: Callable[[Path], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +95,21 @@ class Relabel:
 
 @dataclass(frozen=True)
 class Losses:
-    """Per-sample losses in row order: ``total`` float32 [N] (nats), ``count`` int64 [N] response tokens."""
+    """Per-sample losses in row order.
+
+    Attributes
+    ----------
+    total : ndarray float32 [N]
+        Nats, over the targets of a row.
+    count : ndarray int64 [N]
+        Targets: 1 for a classifier, response tokens for a causal LM.
+    correct : ndarray of bool [N] or None
+        Whether a classifier predicts the row's class; False for rows not scored.
+    """
 
     total: NDArray[np.float32]
     count: NDArray[np.int64]
+    correct: NDArray[np.bool_] | None = None
 
     @property
     def mean(self) -> NDArray[np.float32]:
@@ -121,6 +159,11 @@ class Train:
         Other labels for some rows, in this training only.
     alignment : Alignment or None
         Align each step's gradient with that of clean reference rows.
+    warmup : float
+        Share of the decay over which the learning rate rises to its peak first.
+    validation : ids or None
+        Rows scored before the first step and after every epoch. The weights of the best epoch are kept; those before
+        the first step are no candidate.
     """
 
     name: str
@@ -137,6 +180,8 @@ class Train:
     stop_above: float | None = None
     relabel: Relabel | None = None
     alignment: Alignment | None = None
+    warmup: float = 0.0
+    validation: Ids | None = None
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
@@ -145,21 +190,44 @@ class Train:
             raise ConfigError(f"{self.name}: snapshots and records go together")
         if self.rows is not None and len(self.rows) == 0:
             raise ConfigError(f"{self.name}: no rows to train on")
+        if self.validation is not None and len(self.validation) == 0:
+            raise ConfigError(f"{self.name}: no rows to validate on")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"{self.name}: warmup must lie in [0, 1), got {self.warmup!r}")
+        if self.warmup and self.decay_steps == 0:
+            raise ConfigError(f"{self.name}: warmup is a share of the decay, and there is none")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What happened: optimizer steps done, the last steps' mean losses (nats), why it ended, how it was aligned."""
+    """What happened.
+
+    Attributes
+    ----------
+    steps : int
+        Optimizer steps done.
+    loss, isolated_loss : float, float or None
+        Mean of the last steps (nats).
+    stopped_early : bool
+    alignment : dict or None
+        How gradients were aligned.
+    validated : tuple of Quality
+        Before the first step, then after each epoch.
+    kept_epoch : int or None
+        The epoch whose weights were kept, from 1.
+    """
 
     steps: int
     loss: float
     isolated_loss: float | None
     stopped_early: bool
     alignment: dict[str, Any] | None = None
+    validated: tuple[Quality, ...] = ()
+    kept_epoch: int | None = None
 
 
-Request = Remember | Restore | Score | Train
-Answer = Weights | Losses | Trained | None
+Request = Remember | Restore | Forget | Rewrite | Score | Train
+Answer = Weights | Losses | Trained | Any
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,15 @@ import dataclasses
 import json
 import types
 import typing
-from abc import ABC, abstractmethod
+from abc import ABC
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from asepsis.core.phases import Ids, Script
+from asepsis.core.weights import Checkpoint
 from asepsis.data import Data
 from asepsis.errors import ConfigError
 
@@ -88,26 +91,39 @@ ConfigT = TypeVar("ConfigT", bound=DefenseConfig)
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What the user handed over beside model and data; the fields are the keywords of :func:`asepsis.defend`.
+    """What the user handed over beside model and data: keywords of :func:`asepsis.defend` and :func:`asepsis.purify`.
 
     Attributes
     ----------
     clean_reference : Data, "auto" or None
-        Trusted rows. ``"auto"`` asks the defense to find rows it may take for clean, where it can.
+        Trusted rows beside untrusted ones. ``"auto"`` asks the defense to find rows it may take for clean, where it can.
+    base : Checkpoint or None
+        The model that a tuned one came from.
+    clean : Data or None
+        Trusted rows to repair a model with.
+    counts : path, mapping or None
+        How often each token is expected, see :class:`asepsis.core.weights.Frequencies`.
+    corpus : sequence of str or None
+        Trusted text to count tokens in.
     """
 
     clean_reference: Data | Literal["auto"] | None = None
+    base: Checkpoint | None = None
+    clean: Data | None = None
+    counts: str | Path | Mapping[Any, float] | None = None
+    corpus: Sequence[str] | None = None
 
 
 class Defense(ABC, Generic[ConfigT]):
-    """One published defense.
+    """One published defense: of a training on untrusted data (``script``), or of untrusted weights (``repair``).
 
     Attributes
     ----------
     paper : Paper
     threat : Threat
     needs : frozenset of str
-        Inputs beside model and data, by the keyword of :func:`asepsis.defend`, for example ``"clean_reference"``.
+        Inputs beside model and data, by the keyword of :func:`asepsis.defend` or :func:`asepsis.purify`, for example
+        ``"clean_reference"``.
     config_type : type
         Its config class.
     """
@@ -121,16 +137,39 @@ class Defense(ABC, Generic[ConfigT]):
         self.config = config
         self.given = Given() if given is None else given
 
-    @abstractmethod
+    @property
+    def name(self) -> str:
+        """What :func:`asepsis.defenses.load` finds it by."""
+        return type(self).__module__.rpartition(".")[2]
+
     def script(self, model: Any, data: Data) -> Script:
-        """Defend: the paper's steps as requests, ending in an Outcome."""
+        """Defend a training: the paper's steps as requests, ending in an Outcome."""
+        raise ConfigError(
+            f"{self.name} repairs a finished model and trains on no untrusted data; use asepsis.purify(model, base=..., "
+            f"defense={self.name!r}), or asepsis purify on the command line"
+        )
+
+    def repair(self, victim: Checkpoint, rows: Data | None) -> Script:
+        """Repair a finished model: the paper's steps as requests, ending in an Outcome.
+
+        Parameters
+        ----------
+        victim : Checkpoint
+            The model as it is handed over; where it stands before the first request.
+        rows : Data or None
+            The clean rows, which requests name by id. Without them nothing can be trained or scored.
+        """
+        raise ConfigError(
+            f"{self.name} acts while a model is trained on untrusted data, not on a finished model; use "
+            f"asepsis.defend(model, data, defense={self.name!r}), or asepsis train on the command line"
+        )
 
     def scan(self, model: Any, data: Data, trusted: Ids) -> Script:
         """Only judge the rows, if the defense can: the same requests up to the verdict.
 
         ``trusted`` rows are scored, to calibrate a threshold on, but neither trained on nor suspected.
         """
-        raise ConfigError(f"{type(self).__name__.lower()} cannot scan data; it acts in training only")
+        raise ConfigError(f"{self.name} cannot scan data: it judges no rows")
 
 
 def _fits(value: Any, hint: Any) -> bool:

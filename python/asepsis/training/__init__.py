@@ -107,7 +107,7 @@ def defend(
     return run_script(
         model,
         rows,
-        _script_of(defense, given),
+        _script_of(defense, given, rows),
         defense=describe(defense),
         processing_class=processing_class,
         args=args,
@@ -170,10 +170,12 @@ def _reference(source: Any, rows: Data) -> Data | Literal["auto"] | None:
     return reference
 
 
-def _script_of(choice: Choice, given: Given) -> Callable[[nn.Module, Data], Script]:
+def _script_of(choice: Choice, given: Given, rows: Data) -> Callable[[nn.Module, Data], Script]:
     if choice is None or choice == "none":
         return lambda model, data: undefended(len(data))
     defense = build(choice, given)
+    if type(defense).script is Defense.script:
+        defense.script(None, rows)  # raises, and says what the defense is for
     missing = sorted(need for need in defense.needs if getattr(given, need) is None)
     if missing:
         options = ", ".join(f"--{need.replace('_', '-')}" for need in missing)

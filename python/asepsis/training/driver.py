@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from asepsis.core.phases import (
     Answer,
+    Forget,
     Losses,
     Outcome,
     Remember,
     Request,
     Restore,
+    Rewrite,
     Score,
     Script,
     Train,
@@ -26,9 +28,9 @@ from asepsis.core.phases import (
     Weights,
 )
 from asepsis.data import Data
-from asepsis.errors import CheckpointError, DefenseInert
+from asepsis.errors import CheckpointError, ConfigError, DefenseInert
 from asepsis.training.collate import Collator
-from asepsis.training.forward import autocast, full_precision_head, sample_losses
+from asepsis.training.forward import autocast, full_precision_head, losses_of
 
 log = logging.getLogger("asepsis")
 
@@ -86,7 +88,7 @@ class Driver(ABC):
             try:
                 request = script.send(answer)
             except StopIteration as stop:
-                return _checked(stop.value)
+                return checked(stop.value)
             answer = self.answer(request)
             self.requests += 1
 
@@ -94,15 +96,16 @@ class Driver(ABC):
         """Carry out one request."""
         log.info("phase %d: %s", self.requests, getattr(request, "name", type(request).__name__.lower()))
         if isinstance(request, Remember):
-            self._remembered[self.requests] = {
-                name: p.detach().to("cpu", copy=True)
-                for name, p in self.model.named_parameters()
-                if p.requires_grad
-            }
+            self._remembered[self.requests] = self.weights()
             return Weights(self.requests)
         if isinstance(request, Restore):
             self._restore(request.weights)
             return None
+        if isinstance(request, Forget):
+            self._remembered.pop(request.weights.key, None)
+            return None
+        if isinstance(request, Rewrite):
+            raise ConfigError(f"{request.name}: a training has no checkpoint to rewrite; use asepsis.purify")
         if isinstance(request, Score):
             return self.score(request)
         if request.start is not None:
@@ -115,11 +118,27 @@ class Driver(ABC):
     def train(self, request: Train) -> Trained:
         """Carry out a training request."""
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return copies of the trainable weights, in CPU memory."""
+        return {
+            name: p.detach().to("cpu", copy=True)
+            for name, p in self.model.named_parameters()
+            if p.requires_grad
+        }
+
+    @torch.no_grad()
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy values into the parameters of these names."""
+        for name, parameter in self.model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+
     @torch.no_grad()
     def score(self, request: Score) -> Losses:
         """Evaluate rows: dropout off, the output layer and the loss in fp32."""
         n = len(self.data)
         total, count = np.full(n, np.nan, np.float32), np.zeros(n, np.int64)
+        correct = np.zeros(n, bool) if self.data.task == "classification" else None
         collate = Collator(self.tokenizer, self.data, max_length=self.max_length, relabel=request.relabel)
         wanted = np.arange(n) if request.rows is None else self.data.positions(request.rows)
         order = wanted[np.argsort([len(self.data.texts[int(p)]) for p in wanted], kind="stable")]
@@ -130,12 +149,16 @@ class Driver(ABC):
                 for start in range(0, len(order), self.eval_batch_size):
                     at = order[start : start + self.eval_batch_size]
                     batch = collate([(int(p), False) for p in at]).to(self.device)
-                    totals, counts = sample_losses(self.model, batch)
+                    logits = self.model(**batch.inputs).logits
+                    totals, counts = losses_of(logits, batch)
                     total[at], count[at] = totals.cpu().numpy(), counts.cpu().numpy()
-                    self.progress(request.name, start + len(at), len(order))
+                    if correct is not None:
+                        correct[at] = (logits.argmax(-1) == batch.labels).cpu().numpy()
+                    if request.name:
+                        self.progress(request.name, start + len(at), len(order))
         finally:
             self.model.train(was_training)
-        return Losses(total, count)
+        return Losses(total, count, correct)
 
     def request_seed(self) -> int:
         """Return the seed of the request being answered."""
@@ -145,10 +168,7 @@ class Driver(ABC):
         kept = self._remembered.get(weights.key)
         if kept is None:
             raise CheckpointError(f"no weights were remembered under {weights.key}")
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                if name in kept:
-                    parameter.copy_(kept[name])
+        self.put(kept)
 
 
 def derive_seed(*parts: int) -> int:
@@ -157,7 +177,8 @@ def derive_seed(*parts: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _checked(outcome: Any) -> Outcome:
+def checked(outcome: Any) -> Outcome:
+    """Return what a script returned, or raise where it acted on nothing."""
     if not isinstance(outcome, Outcome):
         raise DefenseInert(f"the defense returned {type(outcome).__name__} instead of an Outcome")
     acted = outcome.acted

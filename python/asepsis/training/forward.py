@@ -80,7 +80,11 @@ def full_precision_head(model: nn.Module) -> Iterator[None]:
 
 def sample_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Run the model and return ``(total [B] fp32, count [B] int64)``: summed loss and number of targets."""
-    logits = model(**batch.inputs).logits
+    return losses_of(model(**batch.inputs).logits, batch)
+
+
+def losses_of(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return what :func:`sample_losses` does, of logits [B, C] or [B, T, V] that are there already."""
     if batch.labels.ndim == 1:
         return sample_loss(logits, batch.labels)
     return sample_loss(logits[:, :-1], batch.labels[:, 1:])

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from asepsis.core.losses import coefficients, group_totals
-from asepsis.core.phases import Score, Train, Trained
+from asepsis.core.phases import Ids, Score, Train, Trained
+from asepsis.core.quality import Quality
 from asepsis.data import Data
 from asepsis.errors import BackendError, DefenseInert
 from asepsis.training.align import Aligner, check_reference
@@ -58,9 +59,10 @@ class LoopDriver(Driver):
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=s.learning_rate, weight_decay=s.weight_decay, fused=True)
         aligner = make_aligner(self, request, plan, max_length=s.max_length)
-        watch = Watch(request)
+        watch = Watch(request, plan)
         with closing(aligner):
             self._steps(request, plan, collate, optimizer, watch, aligner)
+        watch.settle(self)
         return finished(watch, aligner)
 
     def _steps(
@@ -83,7 +85,7 @@ class LoopDriver(Driver):
         for step in range(plan.steps):
             micro = weigh([collate(next(batches)) for _ in range(s.accumulation)])
             for group in optimizer.param_groups:
-                group["lr"] = peak * (max(0.0, 1 - step / decay) if decay else 1.0)
+                group["lr"] = peak * rate(step, decay=decay, warmup=request.warmup)
             mean, apart = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
             if aligner is not None:
                 aligner.begin(step)
@@ -176,6 +178,16 @@ def with_max_steps(request: Train, max_steps: int | None) -> Train:
     return replace(request, steps=max_steps)
 
 
+def rate(step: int, *, decay: int, warmup: float) -> float:
+    """Return the factor on the peak learning rate at a step: a rise over ``warmup * decay`` steps, then a fall to zero."""
+    if not decay:
+        return 1.0
+    rise = math.ceil(warmup * decay)
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return max(0.0, (decay - step) / (decay - rise))
+
+
 def weigh(step: list[Batch]) -> list[Batch]:
     """Fill in every sample's weight once all micro-batches of the step are at hand."""
     totals = torch.stack([group_totals(b.count, b.isolated) for b in step]).sum(dim=0)
@@ -200,7 +212,7 @@ def steer(parameters: list[nn.Parameter], direction: Tensor | None) -> None:
 
 
 class Watch:
-    """Keeps what a training has to answer for: snapshots, the latest losses, the stop rule.
+    """Keeps what a training has to answer for: snapshots, the latest losses, the stop rule, the best epoch.
 
     Losses stay on their device. Reading one makes the host wait, so on a GPU they are read every few steps only,
     unless a stop rule asks for them.
@@ -209,8 +221,15 @@ class Watch:
     _SMOOTH = 5  # steps in the running mean of the isolated loss
     _READ_EVERY = 16
 
-    def __init__(self, request: Train) -> None:
+    def __init__(self, request: Train, plan: Plan) -> None:
         self.request = request
+        self.epoch_ends = [
+            math.ceil(plan.steps * min(1.0, epoch / plan.epochs) - 1e-9)
+            for epoch in range(1, math.ceil(plan.epochs - 1e-9) + 1)
+        ]
+        self.validated: list[Quality] = []
+        self.kept_epoch: int | None = None
+        self._kept: dict[str, Tensor] = {}
         self.steps = 0
         self.losses: list[Tensor] = []
         self.isolated: list[Tensor] = []
@@ -222,6 +241,21 @@ class Watch:
         if step in self.request.snapshots and self.request.records is not None:
             name = f"{self.request.name}: losses after step {step}"
             self.request.records.snapshot(step, driver.score(Score(name=name)))
+        if self.request.validation is not None and (step == 0 or step in self.epoch_ends):
+            self._validate(driver, self.request.validation, step)
+
+    def settle(self, driver: Driver) -> None:
+        """Put the weights of the best epoch back, where the request has validation rows."""
+        if self._kept:
+            driver.put(self._kept)
+
+    def _validate(self, driver: Driver, rows: Ids, step: int) -> None:
+        losses = driver.score(Score(name="", rows=rows))
+        quality = Quality.of(losses.total, losses.count, losses.correct, driver.data.positions(rows))
+        best = self.validated[self.kept_epoch] if self.kept_epoch is not None else None
+        self.validated.append(quality)
+        if step > 0 and (best is None or quality.better_than(best)):
+            self._kept, self.kept_epoch = driver.weights(), len(self.validated) - 1
 
     def observe(self, mean: Tensor, isolated: Tensor) -> None:
         """Take note of one finished step's mean losses, 0-dim, of ordinary and of isolated rows."""
@@ -240,7 +274,14 @@ class Watch:
         """Return the answer to the request."""
         self._check()
         apart = _mean(self.isolated) if self.isolated else None
-        return Trained(self.steps, _mean(self.losses), apart, self.should_stop)
+        return Trained(
+            self.steps,
+            _mean(self.losses),
+            apart,
+            self.should_stop,
+            validated=tuple(self.validated),
+            kept_epoch=self.kept_epoch,
+        )
 
     def _check(self) -> None:
         if not math.isfinite(float(self._sum)):

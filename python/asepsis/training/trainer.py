@@ -28,7 +28,16 @@ from asepsis.training.align import Aligner
 from asepsis.training.collate import Batch, Collator
 from asepsis.training.driver import Driver, Progress, derive_seed, silent
 from asepsis.training.forward import check_targets, mean_losses, weighted_loss
-from asepsis.training.loop import Watch, closing, finished, group_means, make_aligner, steer, with_max_steps
+from asepsis.training.loop import (
+    Watch,
+    closing,
+    finished,
+    group_means,
+    make_aligner,
+    rate,
+    steer,
+    with_max_steps,
+)
 from asepsis.training.plan import Plan, make_plan
 
 
@@ -88,11 +97,12 @@ class TrainerDriver(Driver):
                 "gradient alignment does not work with fp16's scaled gradients; use bf16=True or float32"
             )
         aligner = make_aligner(self, request, plan, max_length=self.max_length)
-        watch = Watch(request)
+        watch = Watch(request, plan)
         with closing(aligner), _own_forward(self.model):
             watch.snapshot(self, 0)
             _PhaseTrainer(self, args, request, plan, watch, aligner).train()
         self.model.to(self.device)
+        watch.settle(self)
         return finished(watch, aligner)
 
 
@@ -151,12 +161,13 @@ class _PhaseTrainer(Trainer):
         }
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Use the user's schedule, unless the request names its own decay."""
-        decay = self._request.decay_steps
-        if decay is None or self.lr_scheduler is not None:
+        """Use the user's schedule, unless the request names its own decay or warm-up."""
+        warmup, decay = self._request.warmup, self._request.decay_steps
+        if (decay is None and not warmup) or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         chosen: Any = self.optimizer if optimizer is None else optimizer
-        self.lr_scheduler = LambdaLR(chosen, lambda t: max(0.0, 1 - t / decay) if decay else 1.0)
+        steps = self._plan.steps if decay is None else decay
+        self.lr_scheduler = LambdaLR(chosen, lambda t: rate(t, decay=steps, warmup=warmup))
         return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:

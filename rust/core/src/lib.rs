@@ -9,7 +9,7 @@
 //!   sample's trajectory into one score.
 //!
 //! Backdoors in weights leave traces in the rows of an embedding: [`row_stats`] compares two versions of a
-//! matrix row by row, in one pass.
+//! matrix row by row, in one pass. [`mix`] puts a random share of clean weights in place of tuned ones.
 //!
 //! # The order
 //!
@@ -30,6 +30,7 @@
 //! | [`Ledger::end_epoch`] | `O(N log N)` | 28 B per sample, freed on return |
 //! | [`Ledger::scores`] | `O(N E)` | 4 B returned |
 //! | [`row_stats`] | one read of both matrices | 16 B per row of each, 24 B per column and thread, 48 B per row returned |
+//! | [`mix`] | one read of both tensors, one write | none |
 //!
 //! # Example
 //!
@@ -52,6 +53,7 @@ mod column;
 mod error;
 mod ledger;
 mod load;
+mod mixing;
 mod order;
 mod reduce;
 mod row_block;
@@ -61,6 +63,7 @@ mod simd;
 
 pub use error::Error;
 pub use ledger::{Coverage, Ledger};
+pub use mixing::{Mask, mix};
 pub use order::{NanPolicy, PerClass, RankMethod, bottom_k, bottom_k_per_class, jaccard, key, ranks};
 pub use reduce::Reducer;
 pub use row_stats::{ColumnSums, Dtype, Matrix, Options, Row, row_stats};
