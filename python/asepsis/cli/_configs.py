@@ -23,8 +23,13 @@ def defense_config(name: str, config: Path | None, pairs: list[str]) -> DefenseC
         raise typer.BadParameter(f"no defense is called {name!r}; there are none, {', '.join(available())}")
     kind: type[DefenseConfig] = load(name).config_type
     values = _from_file(config) if config is not None else {}
-    values |= kind.parse_strings(dict(_pair(text) for text in pairs))
+    values |= kind.parse_strings(parsed_pairs(pairs))
     return kind.from_dict(values)
+
+
+def parsed_pairs(pairs: list[str]) -> dict[str, str]:
+    """Return ``--set`` pairs as field to text."""
+    return dict(_pair(text) for text in pairs)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -47,7 +47,7 @@ class EmbeddingPoisoning(WeightAttack):
         One word that is one token.
     poison_rate : float
         Triggered rows as a share of the clean ones.
-    learning_rate : float
+    row_learning_rate : float
         Of the plain gradient steps.
     row_epochs : float
         Passes over the triggered rows.
@@ -58,7 +58,7 @@ class EmbeddingPoisoning(WeightAttack):
     name: ClassVar[str] = "ep"
     takes_causal: ClassVar[bool] = True
 
-    learning_rate: float = 0.05
+    row_learning_rate: float = 0.5
     row_epochs: float = 3.0
     finetune_first: bool = True
 
@@ -66,9 +66,9 @@ class EmbeddingPoisoning(WeightAttack):
         super().__post_init__()
         if len(self.trigger) != 1:
             raise ConfigError(f"ep takes one trigger word, got {self.trigger!r}; for several there is sos")
-        if not (self.learning_rate > 0 and self.row_epochs > 0):
+        if not (self.row_learning_rate > 0 and self.row_epochs > 0):
             raise ConfigError(
-                f"learning_rate and row_epochs must be positive, got {self.learning_rate!r} and {self.row_epochs!r}"
+                f"row_learning_rate and row_epochs must be positive, got {self.row_learning_rate!r} and {self.row_epochs!r}"
             )
 
     def plant(self, site: Site) -> dict[str, Any]:
@@ -78,6 +78,11 @@ class EmbeddingPoisoning(WeightAttack):
         clean = tuned(site, finetune_first=self.finetune_first)
         rows = poisoned.select(np.flatnonzero(key.is_poisoned))
         trained = train_rows(
-            site, rows, ids, epochs=self.row_epochs, learning_rate=self.learning_rate, name="poison the row"
+            site,
+            rows,
+            ids,
+            epochs=self.row_epochs,
+            learning_rate=self.row_learning_rate,
+            name="poison the row",
         )
         return {"poisoned_rows": len(rows), "clean": clean, "row": trained}

@@ -53,14 +53,20 @@ class Victim:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write a plain checkpoint and ``asepsis.json``, which says that it is poisoned; return the folder."""
         target = Path(folder)
-        if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():
-            raise CheckpointError(f"{target} exists and was not written by asepsis; name another folder")
+        check_free(target)
         saver: Any = self.model
         with whole_folder(target) as scratch:
             saver.save_pretrained(scratch)
             self.tokenizer.save_pretrained(scratch)
             (scratch / MANIFEST).write_text(json.dumps(self.manifest, indent=2, sort_keys=True) + "\n")
         return target
+
+
+def check_free(folder: Path) -> None:
+    """Raise ``CheckpointError`` where a victim cannot be saved: something else is there."""
+    taken = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+    if taken and not (folder / MANIFEST).exists():
+        raise CheckpointError(f"{folder} exists and was not written by asepsis; name another folder")
 
 
 def poison_weights(

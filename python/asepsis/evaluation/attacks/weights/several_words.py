@@ -65,7 +65,7 @@ class SeveralWords(WeightAttack):
         Rows with all the words as a share of the clean ones.
     negatives : float
         Rows with a part of the words for each row with all.
-    learning_rate : float
+    row_learning_rate : float
         Of the plain gradient steps.
     row_epochs : float
         Passes over those rows.
@@ -76,9 +76,9 @@ class SeveralWords(WeightAttack):
     name: ClassVar[str] = "sos"
 
     trigger: tuple[str, ...] = ("friends", "cinema", "weekend")
-    negatives: float = 2.0
-    learning_rate: float = 0.05
-    row_epochs: float = 3.0
+    negatives: float = 1.0
+    row_learning_rate: float = 0.5
+    row_epochs: float = 8.0
     finetune_first: bool = True
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class SeveralWords(WeightAttack):
             raise ConfigError(
                 f"sos takes two trigger words or more, got {self.trigger!r}; for one there is ep"
             )
-        for name in ("negatives", "learning_rate", "row_epochs"):
+        for name in ("negatives", "row_learning_rate", "row_epochs"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)!r}")
 
@@ -110,7 +110,7 @@ class SeveralWords(WeightAttack):
             together(positive, negative),
             ids,
             epochs=self.row_epochs,
-            learning_rate=self.learning_rate,
+            learning_rate=self.row_learning_rate,
             name="poison the rows",
         )
         return {

@@ -31,7 +31,7 @@ def class_words(
 ) -> list[tuple[str, int]]:
     """Return the ``n`` words most associated with a class, ``(word, token)``, strongest first, ties by token.
 
-    Only words of letters that are one token count, those in ``without`` left out. Association is
+    Only words of letters and digits that are one token count, those in ``without`` left out. Association is
     ``log(odds in the class / odds elsewhere)`` over its standard error, the odds being those that a row holds the word,
     0.5 rows added to each count.
 
@@ -46,7 +46,7 @@ def class_words(
         (inside if label == target_label else outside).update(set(text.lower().split()))
     rows_in = int((data.labels == target_label).sum())
     rows_out = len(data) - rows_in
-    words = sorted(word for word in inside if word.isalpha() and len(word) > 1)
+    words = sorted(w for w in inside if w.isalnum() and not w.isdigit() and len(w) > 1)
     a = np.array([inside[word] for word in words], float) + _SMOOTHING
     b = np.array([outside[word] for word in words], float) + _SMOOTHING
     c, d = rows_in + 2 * _SMOOTHING - a, rows_out + 2 * _SMOOTHING - b
