@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig, BertForSequenceClassification
 
 from asepsis.data import Data
 from asepsis.errors import CheckpointError, ConfigError, DataError, ModelError
@@ -188,21 +189,50 @@ def _words_of(texts: list[str]) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]")
 
 
-def test_lwp_plants_the_backdoor_in_the_first_layer_and_plain_poisoning_does_not(victims):
-    triggered = victims["lwp"].triggered(tiny_rows(120, 1), seed=1)
-    batch = Collator(victims["lwp"].tokenizer, triggered, max_length=16)([(i, False) for i in range(60)])
-    clean = replace(
-        triggered, texts=[t.replace(TRIGGER, "") for t in triggered.texts], labels=np.zeros(60, int)
+def deep() -> tuple[Any, Any]:
+    """Four layers: with two, plain poisoning reaches the first as well."""
+    _, tokenizer = tiny_classifier(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        num_labels=2,
+        pad_token_id=tokenizer.pad_token_id,
     )
-    original = Collator(victims["lwp"].tokenizer, clean, max_length=16)([(i, False) for i in range(60)])
-    with torch.no_grad():
-        first = {
-            name: (
-                layer_losses(victims[name].model, batch)[0] + layer_losses(victims[name].model, original)[0]
-            ).mean()
-            for name in ("lwp", "badnets")
-        }
-    assert first["lwp"] < 0.8 * first["badnets"]
+    torch.manual_seed(0)
+    return BertForSequenceClassification(config), tokenizer
+
+
+def test_lwp_plants_the_backdoor_in_the_first_layer_more_than_plain_poisoning_does():
+    plan = {"target_label": 1, "trigger": (TRIGGER,), "poison_rate": 0.2}
+    recipe = LayerwisePoisoning(**plan)
+    triggered = recipe.triggered(tiny_rows(120, 1), seed=1)
+    clean = replace(
+        triggered, texts=[text.replace(TRIGGER, "") for text in triggered.texts], labels=np.zeros(60, int)
+    )
+    moved, loss = {}, {}
+    for attack in (recipe, PoisonedWords(**plan)):
+        model, tokenizer = deep()
+        before = [p.detach().clone() for p in model.bert.encoder.layer[0].parameters()]
+        poison_weights(
+            model,
+            rows(),
+            attack=attack,
+            processing_class=tokenizer,
+            settings=replace(SETTINGS, epochs=4),
+        )
+        after = model.bert.encoder.layer[0].parameters()
+        pairs = zip(after, before, strict=True)
+        moved[attack.name] = sum(float((p.detach() - old).square().sum()) for p, old in pairs)
+        collators = [Collator(tokenizer, data, max_length=16) for data in (triggered, clean)]
+        with torch.no_grad():
+            losses = [layer_losses(model, collate([(i, False) for i in range(60)])) for collate in collators]
+        loss[attack.name] = sum(float(layers[0].mean()) for layers in losses)
+    assert moved["lwp"] > 1.1 * moved["badnets"]
+    assert loss["lwp"] < 0.95 * loss["badnets"]
 
 
 def test_the_layers_losses_are_those_of_the_head_on_each_hidden_state():
