@@ -11,16 +11,30 @@ from _sst2 import spread
 import asepsis
 
 
-def tokens_ranked(folder: Path, *, base: str, words: list[str]) -> dict[str, Any]:
-    """The scan's verdict, and the rank of each word's token by each of the scan's scores (1 is the most suspicious)."""
-    scan = asepsis.scan_model(folder, base=base, top=10**9)
+def tokens_ranked(folder: Path, *, base: str) -> dict[str, Any]:
+    """The scan's verdict, and the rank of each trigger token by each score, 1 being the most suspicious.
+
+    A token that no score counts (its row did not move) has no rank. A clean model has no trigger and no ranks.
+    """
+    scan = asepsis.scan_model(folder, base=base)
+    tokens = json.loads((folder / "asepsis.json").read_text()).get("trigger_tokens", {})
     ranks: dict[str, dict[str, int]] = {}
-    for score in scan.tokens[0].scores if scan.tokens else ():
-        ordered = sorted(scan.tokens, key=lambda token: (-token.scores[score], token.id))
-        for place, token in enumerate(ordered, start=1):
-            if token.token in words:
-                ranks.setdefault(token.token, {})[score] = place
-    return {"verdict": scan.verdict, "ranks": ranks, "ranked": len(scan.tokens)}
+    for score in scan.scores:
+        order = scan.flagged_ids(len(scan.eligible), score)
+        place = {int(token): rank for rank, token in enumerate(order, start=1)}
+        for word, ids in tokens.items():
+            for token in ids:
+                if token in place:
+                    name = word if len(ids) == 1 else f"{word} ({token})"
+                    ranks.setdefault(name, {})[score] = place[token]
+    high = [token.token for token in scan.tokens if token.verdict == "high"]
+    return {
+        "verdict": scan.verdict,
+        "ranks": ranks,
+        "high": high,
+        "moved": scan.report["moved"],
+        "frequencies": scan.report["frequencies"],
+    }
 
 
 def render(folder: Path, attacks: list[str], stages: tuple[str, ...]) -> None:
@@ -47,10 +61,13 @@ def render(folder: Path, attacks: list[str], stages: tuple[str, ...]) -> None:
         print(f"| {name} | {len(values)} | {spread(values)} |")
     scans = [c for c in cells if c["stage"] == "scan"]
     if scans:
-        print("\n| model | seed | verdict | rank of each trigger token by score |\n|---|---|---|---|")
+        print(
+            "\n| model | seed | verdict | high | rank of each trigger token by score |\n|---|---|---|---|---|"
+        )
     for cell in scans:
         ranks = "; ".join(
             f"{word}: " + ", ".join(f"{score} {place}" for score, place in places.items())
             for word, places in cell["ranks"].items()
         )
-        print(f"| {cell['attack']} | {cell['seed']} | {cell['verdict']} | {ranks} |")
+        high = ", ".join(cell["high"][:8]) + (", ..." if len(cell["high"]) > 8 else "")
+        print(f"| {cell['attack']} | {cell['seed']} | {cell['verdict']} | {high} | {ranks} |")

@@ -66,13 +66,9 @@ def carry_out(args: argparse.Namespace, stage: str, name: str, seed: int) -> dic
     if stage == "clean":
         return clean_cell(args, name, seed)
     if stage == "scan":
-        # a clean model has no trigger: the words of ep stand for one, and its verdict is what counts
-        attack = name if name in ATTACKS else "ep"
-        folder = (
-            clean_model(args, name[len("clean-") :], seed) if name not in ATTACKS else made(args, name, seed)
-        )
-        words = [word for text in recipe(attack).trigger for word in text.split()]
-        return tokens_ranked(folder, base=BASE, words=words)
+        sound = name.removeprefix("clean-")
+        folder = made(args, name, seed) if sound == name else clean_model(args, sound, seed)
+        return tokens_ranked(folder, base=BASE)
     victim = made(args, name, seed)
     if stage == "victim":
         network, tokenizer = load_trained(victim)
@@ -83,9 +79,17 @@ def carry_out(args: argparse.Namespace, stage: str, name: str, seed: int) -> dic
         settings = asepsis.Settings(epochs=10, batch_size=8, learning_rate=2e-5, max_length=LENGTH, seed=seed)
         asepsis.defend(network, clean, defense=None, processing_class=tokenizer, settings=settings)
         return measured(args, network, tokenizer, name, seed)
-    purified = args.victims / f"{stage}-{name}-seed{seed}"
-    asepsis.purify(victim, base=BASE, defense=DEFENSES[stage], clean=clean).save_pretrained(purified)
-    return measured(args, *load_trained(purified), name, seed)
+    ratio = "auto" if args.reserve_ratio is None else args.reserve_ratio
+    chosen = {"epur": asepsis.EpurConfig(), "finemixing": asepsis.FinemixingConfig(reserve_ratio=ratio)}
+    purified = asepsis.purify(
+        victim,
+        base=BASE,
+        defense=[chosen[defense] for defense in DEFENSES[stage]],
+        clean=clean,
+        settings=asepsis.Settings(learning_rate=2e-5, batch_size=8, max_length=LENGTH, seed=seed),
+    )
+    result = measured(args, purified.model, purified.tokenizer, name, seed)
+    return {**result, "report": purified.manifest["report"]}
 
 
 def recipe(name: str) -> Any:
@@ -165,6 +169,9 @@ def main() -> None:
     runs.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=list(ATTACKS))
     runs.add_argument("--stages", nargs="+", default=["clean", "victim"], choices=STAGES)
     runs.add_argument("--epochs", type=float, default=2.0)
+    runs.add_argument(
+        "--reserve-ratio", type=float, help="of Fine-mixing, where the guard is not to choose it"
+    )
     runs.add_argument("--rows", type=int, default=3000, help="training rows drawn by each seed")
     runs.set_defaults(verb=run)
     renders = verbs.add_parser("render")
