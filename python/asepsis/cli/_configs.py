@@ -23,13 +23,8 @@ def defense_config(name: str, config: Path | None, pairs: list[str]) -> DefenseC
         raise typer.BadParameter(f"no defense is called {name!r}; there are none, {', '.join(available())}")
     kind: type[DefenseConfig] = load(name).config_type
     values = _from_file(config) if config is not None else {}
-    values |= kind.parse_strings(parsed_pairs(pairs))
+    values |= kind.parse_strings(dict(_pair(text) for text in pairs))
     return kind.from_dict(values)
-
-
-def parsed_pairs(pairs: list[str]) -> dict[str, str]:
-    """Return ``--set`` pairs as field to text."""
-    return dict(_pair(text) for text in pairs)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -59,3 +54,8 @@ def _from_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of fields, got {type(values).__name__}")
     return values
+
+
+def parsed_pairs(pairs: list[str]) -> dict[str, str]:
+    """Return ``--set`` pairs as field to text."""
+    return dict(_pair(text) for text in pairs)
