@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from asepsis._native import __version__
 
 if TYPE_CHECKING:
+    from asepsis.core.drift import ModelScan as ModelScan
+    from asepsis.core.drift import scan_model as scan_model
     from asepsis.data import Data as Data
     from asepsis.data import read as read
     from asepsis.defenses._abl_config import AblConfig as AblConfig
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AblConfig": "asepsis.defenses._abl_config",
     "Data": "asepsis.data",
+    "ModelScan": "asepsis.core.drift",
     "MuscleloraConfig": "asepsis.defenses._musclelora_config",
     "Run": "asepsis.training",
     "Scan": "asepsis.training.scan",
@@ -35,11 +38,13 @@ _HOMES = {
     "defend": "asepsis.training",
     "read": "asepsis.data",
     "scan_data": "asepsis.training.scan",
+    "scan_model": "asepsis.core.drift",
 }
 
 __all__ = [
     "AblConfig",
     "Data",
+    "ModelScan",
     "MuscleloraConfig",
     "Run",
     "Scan",
@@ -48,6 +53,7 @@ __all__ = [
     "defend",
     "read",
     "scan_data",
+    "scan_model",
 ]
 
 
