@@ -22,7 +22,7 @@ Table = Mapping[str, "str | Table"]
 VERBS: Table = {
     "doctor": "Say what is installed, which GPU is seen, which kernels run and why not.",
     "demo": "Show the main job on packaged real text: ABL against BadNets, beside its controls.",
-    "attack": "Poison a file for evaluation, or make triggered test rows of it.",
+    "attack": "Poison a file or a model's weights for evaluation, or make triggered test rows.",
     "train": "Train on untrusted rows under a defense.",
     "purify": "Repair a finished model with the model it was tuned from.",
     "evaluate": "Measure clean accuracy, and attack success where triggered rows are given.",

@@ -86,3 +86,8 @@ def _from_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of fields, got {type(values).__name__}")
     return values
+
+
+def parsed_pairs(pairs: list[str]) -> dict[str, str]:
+    """Return ``--set`` pairs as field to text."""
+    return dict(_pair(text) for text in pairs)

@@ -42,6 +42,12 @@ def mark_fresh(model: nn.Module, keys: list[str]) -> None:
     setattr(model, _FRESH, tuple(keys))
 
 
+def fresh_tensors(model: nn.Module) -> tuple[str, ...]:
+    """Return which tensors of ``model`` were drawn at random when it was loaded."""
+    names: tuple[str, ...] = getattr(model, _FRESH, ())
+    return names
+
+
 @torch.no_grad()
 def save_adapter(model: nn.Module, folder: Path, *, logits: Callable[[], Tensor]) -> None:
     """Write the model's branches as a PEFT LoRA adapter, and check it: loaded by PEFT, it must say the same.
