@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from asepsis.core.exposure import part_to_train, word_embeddings
 from asepsis.core.phases import (
     Answer,
+    Encode,
+    Encoded,
     Losses,
     Outcome,
     Remember,
@@ -21,6 +26,7 @@ from asepsis.core.phases import (
     Restore,
     Score,
     Script,
+    Stage,
     Train,
     Trained,
     Weights,
@@ -48,6 +54,8 @@ class Driver(ABC):
         A transformers (or peft) model and its tokenizer.
     data : Data
         The rows of the run.
+    keep_stages : bool
+        Keep a copy of the weights at each :class:`~asepsis.core.phases.Stage` the script marks, in CPU memory.
     seed : int
         Every request draws from its own stream derived from this and the request's number, so that a request's
         result does not depend on how earlier ones consumed randomness.
@@ -66,6 +74,7 @@ class Driver(ABC):
         max_length: int,
         eval_batch_size: int,
         progress: Progress = silent,
+        keep_stages: bool = False,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -76,6 +85,8 @@ class Driver(ABC):
         self.progress = progress
         self.requests = 0
         self.steps_done = 0
+        self.stages: dict[str, dict[str, Tensor]] = {}
+        self.keep_stages = keep_stages
         self._remembered: dict[int, dict[str, Tensor]] = {}
 
     def run(self, script: Script) -> Outcome:
@@ -94,15 +105,17 @@ class Driver(ABC):
         """Carry out one request."""
         log.info("phase %d: %s", self.requests, getattr(request, "name", type(request).__name__.lower()))
         if isinstance(request, Remember):
-            self._remembered[self.requests] = {
-                name: p.detach().to("cpu", copy=True)
-                for name, p in self.model.named_parameters()
-                if p.requires_grad
-            }
+            self._remembered[self.requests] = self._copies()
             return Weights(self.requests)
         if isinstance(request, Restore):
             self._restore(request.weights)
             return None
+        if isinstance(request, Stage):
+            if self.keep_stages:
+                self.stages[request.name] = self._copies() | self._copies(word_embeddings(self.model))
+            return None
+        if isinstance(request, Encode):
+            return self.encode(request)
         if isinstance(request, Score):
             return self.score(request)
         if request.start is not None:
@@ -136,6 +149,44 @@ class Driver(ABC):
         finally:
             self.model.train(was_training)
         return Losses(total, count)
+
+    def encode(self, request: Encode) -> Encoded:
+        """Return the token ids of rows, cut to the run's length."""
+        data = request.data or self.data
+        collate, step = Collator(self.tokenizer, data, max_length=self.max_length), self.eval_batch_size
+        rows: list[list[int]] = []
+        for start in range(0, len(data), step):
+            rows += collate.read_ids(range(start, min(start + step, len(data))), part=request.part)
+        ids = np.fromiter(itertools.chain.from_iterable(rows), np.int64)
+        return Encoded(ids, np.cumsum([0, *map(len, rows)]))
+
+    def collator(self, request: Train) -> Collator:
+        """Return what makes a training's batches."""
+        return Collator(
+            self.tokenizer,
+            request.data or self.data,
+            max_length=self.max_length,
+            relabel=request.relabel,
+            drop_tokens=request.drop_tokens,
+        )
+
+    def part_to_train(self, request: Train) -> AbstractContextManager[nn.Module]:
+        """Return the network a request trains, see :func:`asepsis.core.exposure.part_to_train`."""
+        return part_to_train(
+            self.model,
+            request,
+            n_classes=self.data.n_classes,
+            seed=derive_seed(self.request_seed(), 2),
+            padding=(self.tokenizer.pad_token_id, self.max_length),
+        )
+
+    def _copies(self, *wanted: nn.Parameter) -> dict[str, Tensor]:
+        """Return copies in CPU memory of these parameters, or of all that are trainable."""
+        return {
+            name: p.detach().to("cpu", copy=True)
+            for name, p in self.model.named_parameters()
+            if (any(p is w for w in wanted) if wanted else p.requires_grad)
+        }
 
     def request_seed(self) -> int:
         """Return the seed of the request being answered."""
