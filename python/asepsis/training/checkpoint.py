@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from asepsis.core.export import save_adapter
+from asepsis.core.folders import whole_folder
 from asepsis.core.lora import layers
 from asepsis.core.phases import Outcome
 from asepsis.data import Data
@@ -53,22 +50,6 @@ def save_run(
         _write_rows(scratch / ROWS, outcome, data)
         (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     return target
-
-
-@contextlib.contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Yield a folder to fill that takes the place of ``target`` at the end, or vanishes if filling it fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield scratch
-        scratch.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        scratch.replace(target)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
 
 
 def _save_model(model: nn.Module, tokenizer: Any, folder: Path, data: Data) -> None:
