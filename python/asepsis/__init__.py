@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from asepsis.data import Data as Data
     from asepsis.data import read as read
     from asepsis.defenses._abl_config import AblConfig as AblConfig
+    from asepsis.defenses._btu_config import BtuConfig as BtuConfig
     from asepsis.defenses._musclelora_config import MuscleloraConfig as MuscleloraConfig
     from asepsis.training import Run as Run
     from asepsis.training import Settings as Settings
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AblConfig": "asepsis.defenses._abl_config",
+    "BtuConfig": "asepsis.defenses._btu_config",
     "Data": "asepsis.data",
     "MuscleloraConfig": "asepsis.defenses._musclelora_config",
     "Run": "asepsis.training",
@@ -39,6 +41,7 @@ _HOMES = {
 
 __all__ = [
     "AblConfig",
+    "BtuConfig",
     "Data",
     "MuscleloraConfig",
     "Run",

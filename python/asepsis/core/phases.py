@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from asepsis.core.alignment import Alignment
 from asepsis.core.losses import LossRule
+from asepsis.core.weights import Vocabulary
 from asepsis.data import Data
 from asepsis.errors import ConfigError
 
@@ -84,6 +85,19 @@ class Encoded:
     def row_of(self) -> Ids:
         """Row of each token [T]."""
         return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spell:
+    """Ask what each token id is called and which are not ordinary tokens. Answer: :class:`Spelled`."""
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """The run's vocabulary, and the id that stands for padding and for nothing else (None where there is none)."""
+
+    vocabulary: Vocabulary
+    padding: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,8 +238,8 @@ class Trained:
     alignment: dict[str, Any] | None = None
 
 
-Request = Remember | Restore | Stage | Encode | Score | Train
-Answer = Weights | Encoded | Losses | Trained | None
+Request = Remember | Restore | Stage | Encode | Spell | Score | Train
+Answer = Weights | Encoded | Spelled | Losses | Trained | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -26,11 +27,14 @@ from asepsis.core.phases import (
     Restore,
     Score,
     Script,
+    Spell,
+    Spelled,
     Stage,
     Train,
     Trained,
     Weights,
 )
+from asepsis.core.weights import Vocabulary
 from asepsis.data import Data
 from asepsis.errors import CheckpointError, DefenseInert
 from asepsis.training.collate import Collator
@@ -87,6 +91,7 @@ class Driver(ABC):
         self.steps_done = 0
         self.stages: dict[str, dict[str, Tensor]] = {}
         self.keep_stages = keep_stages
+        self._files: tempfile.TemporaryDirectory[str] | None = None
         self._remembered: dict[int, dict[str, Tensor]] = {}
 
     def run(self, script: Script) -> Outcome:
@@ -116,6 +121,8 @@ class Driver(ABC):
             return None
         if isinstance(request, Encode):
             return self.encode(request)
+        if isinstance(request, Spell):
+            return self.spell()
         if isinstance(request, Score):
             return self.score(request)
         if request.start is not None:
@@ -160,6 +167,22 @@ class Driver(ABC):
         ids = np.fromiter(itertools.chain.from_iterable(rows), np.int64)
         return Encoded(ids, np.cumsum([0, *map(len, rows)]))
 
+    def spell(self) -> Spelled:
+        """Return the tokenizer's vocabulary, by way of its own files: those are what everybody else reads."""
+        if self._files is None:
+            self._files = (
+                tempfile.TemporaryDirectory()
+            )  # as long as the driver: counting words reads it again
+            self.tokenizer.save_pretrained(self._files.name)
+            model: Any = self.model
+            model.config.save_pretrained(
+                self._files.name
+            )  # names placeholders the tokenizer may not call special
+        names = ("bos", "eos", "unk", "sep", "cls", "mask")
+        taken = {getattr(self.tokenizer, f"{name}_token_id", None) for name in names}
+        padding = self.tokenizer.pad_token_id
+        return Spelled(Vocabulary.load(self._files.name), None if padding in taken else padding)
+
     def collator(self, request: Train) -> Collator:
         """Return what makes a training's batches."""
         return Collator(
@@ -172,12 +195,14 @@ class Driver(ABC):
 
     def part_to_train(self, request: Train) -> AbstractContextManager[nn.Module]:
         """Return the network a request trains, see :func:`asepsis.core.exposure.part_to_train`."""
+        config: Any = getattr(self.model, "config", None)
+        longest = getattr(config, "max_position_embeddings", None) or self.max_length
         return part_to_train(
             self.model,
             request,
             n_classes=self.data.n_classes,
             seed=derive_seed(self.request_seed(), 2),
-            padding=(self.tokenizer.pad_token_id, self.max_length),
+            padding=(self.tokenizer.pad_token_id, min(self.max_length, longest)),
         )
 
     def _copies(self, *wanted: nn.Parameter) -> dict[str, Tensor]:
