@@ -10,9 +10,12 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import json
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,3 +42,45 @@ def nan_filled_empty() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Write checkpoints made up of arrays: ``model_folder("name", {tensor: array}, tokens=[...])``."""
+
+    def write(
+        name: str,
+        tensors: dict[str, Any],
+        *,
+        tokens: Sequence[str] | None = None,
+        special: Sequence[str] = ("[PAD]",),
+        config: dict[str, Any] | None = None,
+        shards: int = 1,
+    ) -> Path:
+        import torch
+        from safetensors.torch import save_file
+
+        folder = tmp_path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {"architectures": ["BertForSequenceClassification"], "vocab_size": len(tokens or ())}
+        (folder / "config.json").write_text(json.dumps({**settings, **(config or {})}))
+        values = {k: torch.as_tensor(v).contiguous() for k, v in tensors.items()}
+        if shards == 1:
+            save_file(values, str(folder / "model.safetensors"))
+        else:
+            places = {k: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, k in enumerate(values)}
+            for file in set(places.values()):
+                part = {k: v for k, v in values.items() if places[k] == file}
+                save_file(part, str(folder / file))
+            (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        if tokens is not None:
+            from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+            vocabulary = {token: at for at, token in enumerate(tokens)}
+            tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=tokens[0]))
+            tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+            tokenizer.add_special_tokens([AddedToken(t, special=True) for t in special])
+            tokenizer.save(str(folder / "tokenizer.json"))
+        return folder
+
+    return write

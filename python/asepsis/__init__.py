@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from asepsis._native import __version__
 
 if TYPE_CHECKING:
+    from asepsis.core.drift import ModelScan as ModelScan
+    from asepsis.core.drift import scan_model as scan_model
     from asepsis.data import Data as Data
     from asepsis.data import read as read
     from asepsis.defenses._abl_config import AblConfig as AblConfig
@@ -30,6 +32,7 @@ _HOMES = {
     "AblConfig": "asepsis.defenses._abl_config",
     "BtuConfig": "asepsis.defenses._btu_config",
     "Data": "asepsis.data",
+    "ModelScan": "asepsis.core.drift",
     "MuscleloraConfig": "asepsis.defenses._musclelora_config",
     "Run": "asepsis.training",
     "Scan": "asepsis.training.scan",
@@ -37,12 +40,14 @@ _HOMES = {
     "defend": "asepsis.training",
     "read": "asepsis.data",
     "scan_data": "asepsis.training.scan",
+    "scan_model": "asepsis.core.drift",
 }
 
 __all__ = [
     "AblConfig",
     "BtuConfig",
     "Data",
+    "ModelScan",
     "MuscleloraConfig",
     "Run",
     "Scan",
@@ -51,6 +56,7 @@ __all__ = [
     "defend",
     "read",
     "scan_data",
+    "scan_model",
 ]
 
 

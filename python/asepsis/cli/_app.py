@@ -28,6 +28,7 @@ VERBS: Table = {
     "scan": {
         "": "Look for poison.",
         "data": "Say which rows look poisoned.",
+        "model": "Compare a model with its base: which tokens moved more than training explains.",
     },
     "export": "Write a trained folder as plain files, or merge its adapter into its base.",
     "cite": "Print the reference of a defense's paper.",

@@ -79,4 +79,6 @@ def _say(text: str, *, debug: bool) -> None:
         import traceback
 
         traceback.print_exc()
-    typer.echo(f"asepsis: {text}", err=True)
+    # names in a message may come from a file that somebody else wrote; a terminal would obey what they hide
+    shown = "".join(c if c.isprintable() or c == "\n" else f"<U+{ord(c):04X}>" for c in text)
+    typer.echo(f"asepsis: {shown}", err=True)

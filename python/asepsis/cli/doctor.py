@@ -20,7 +20,7 @@ Report = dict[str, Any]
 REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
 #: Distributions that add something when present.
-OPTIONAL = ("triton", "trl", "matplotlib", "gguf")
+OPTIONAL = ("triton", "trl", "matplotlib", "gguf", "wordfreq")
 
 
 def doctor(

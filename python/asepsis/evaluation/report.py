@@ -103,7 +103,7 @@ def scan_html(scan: Scan, metrics: dict[str, float | None] | None = None) -> str
                 "rows": [[name, _number(value)] for name, value in metrics.items()],
             }
         )
-    return _render(
+    return render_page(
         title="Data scan",
         verdict=_VERDICTS[scan.verdict].format(flagged=int(scan.flagged.sum()), n=len(scan.data)),
         tone="bad" if scan.verdict == "findings" else "",
@@ -126,7 +126,7 @@ def demo_html(
             [row["defense"], _number(clean["value"]), _range(clean), _number(attack["value"]), _range(attack)]
         )
     flagged = np.isin(data.sample_ids, outcome.flagged)
-    return _render(
+    return render_page(
         title="asepsis demo: a backdoor, with and without a defense",
         verdict=verdict,
         tone="good",
@@ -185,20 +185,24 @@ _SHOWN = (
 )
 
 
-def _render(
+def render_page(
     *,
     title: str,
     verdict: str,
     tone: str,
     tables: list[dict[str, Any]],
-    scan: tuple[NDArray[np.float32], NDArray[np.bool_]],
-    flagged: list[dict[str, Any]],
     manifest: dict[str, Any],
+    scan: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None,
+    flagged: Sequence[dict[str, Any]] = (),
 ) -> str:
+    """Return a page: the verdict, tables of text, the histogram of a data scan and its rows, what the run recorded.
+
+    Everything is escaped; characters that hide are the caller's to make :func:`visible`.
+    """
     import json
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    bars, low, high = _bars(*scan)
+    bars, low, high = ([], "", "") if scan is None else _bars(*scan)
     page = environment.from_string(_PAGE).render(
         title=title,
         verdict=verdict,
@@ -207,7 +211,7 @@ def _render(
         bars=bars,
         low=low,
         high=high,
-        flagged=flagged,
+        flagged=list(flagged),
         flagged_note=f"At most {_MOST_ROWS} are listed, most suspicious first.",
         manifest=visible(json.dumps(manifest, indent=1, default=str), 100_000).replace("<U+000A>", "\n"),
     )

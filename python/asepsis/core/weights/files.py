@@ -8,10 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from asepsis.core.weights.folders import ADAPTER, CONFIG, INDEX, read_object, weight_files
-from asepsis.core.weights.headers import StoredTensor, read_header
+from asepsis.core.weights.headers import StoredTensor, read_header, same_bytes
 from asepsis.errors import ModelError
 
 # how libraries end the name of word embeddings, and of the matrix that turns states into words
@@ -47,7 +45,6 @@ _PACKED = {
     "weight_scale",
     "weight_scale_inv",
 }
-_CHUNK = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -80,12 +77,14 @@ class Checkpoint:
         path = Path(folder)
         if not path.is_dir():
             raise ModelError(f"{folder} is not a folder; name one that save_pretrained wrote")
+        if (path / ADAPTER).is_file():
+            # transformers takes the adapter's word over the folder's own weights
+            raise ModelError(
+                f"{path} holds {ADAPTER}: it is an adapter; name it where an adapter is wanted, or merge it"
+            )
         config = read_object(path, CONFIG)
         if not config:
-            hint = (
-                f" but {ADAPTER}: it is an adapter, which has no weights of its own" if _adapter(path) else ""
-            )
-            raise ModelError(f"{path} has no {CONFIG}{hint}; name a folder that save_pretrained wrote")
+            raise ModelError(f"{path} has no {CONFIG}; name a folder that save_pretrained wrote")
         tensors: dict[str, StoredTensor] = {}
         for file, expected in weight_files(path).items():
             found = read_header(file)
@@ -154,7 +153,7 @@ class Checkpoint:
             if t.name != words.name
             and any(_ends(t.name, end) for end in (*_INPUT, *_OUTPUT))
             and (t.shape, t.dtype) == (words.shape, words.dtype)
-            and _same(t, words)
+            and same_bytes(t, words)
         )
 
     def setting(self, name: str) -> Any:
@@ -226,16 +225,3 @@ def _prefixes(checkpoint: Checkpoint) -> Iterator[str]:
 
 def _ends(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
-
-
-def _same(left: StoredTensor, right: StoredTensor) -> bool:
-    for start in range(0, left.nbytes, _CHUNK):
-        length = min(_CHUNK, left.nbytes - start)
-        a, b = (np.memmap(t.path, np.uint8, "r", t.offset + start, (length,)) for t in (left, right))
-        if not np.array_equal(a, b):
-            return False
-    return True
-
-
-def _adapter(folder: Path) -> bool:
-    return (folder / ADAPTER).is_file()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from asepsis.errors import ModelError
@@ -16,6 +17,8 @@ from asepsis.kernels._matrices import Dtype, Stored
 
 #: Floating dtypes that rows can be compared in, as safetensors names them.
 DTYPES: dict[str, Dtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,18 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             nbytes=end - begin,
         )
     return tensors
+
+
+def same_bytes(left: StoredTensor, right: StoredTensor) -> bool:
+    """Whether two tensors are the same bit for bit; stops reading where they differ."""
+    if (left.shape, left.dtype) != (right.shape, right.dtype):
+        return False
+    for start in range(0, left.nbytes, _CHUNK):
+        length = min(_CHUNK, left.nbytes - start)
+        a, b = (np.memmap(t.path, np.uint8, "r", t.offset + start, (length,)) for t in (left, right))
+        if not np.array_equal(a, b):
+            return False
+    return True
 
 
 def once(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
