@@ -11,8 +11,8 @@ import numpy as np
 from torch import nn
 
 from asepsis.core.export import save_adapter
-from asepsis.core.folders import whole_folder
 from asepsis.core.export_rows import save_adapter_with_rows
+from asepsis.core.folders import whole_folder
 from asepsis.core.lora import layers
 from asepsis.core.phases import Ids, Outcome
 from asepsis.data import Data
