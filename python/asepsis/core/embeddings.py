@@ -30,6 +30,7 @@ _FEWEST = 50
 _STEPS: dict[Dtype, float] = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23}
 # of a row that decay alone moved, what is at right angles is rounding; training moves rows nearly at right angles
 _PARALLEL = 0.5
+_CANCELED = 4e-3
 _BLOCK = 1024
 _SAMPLE = 4096
 
@@ -75,7 +76,7 @@ def motion(stats: RowStats, dtype: Dtype) -> Motion:
     Notes
     -----
     Rows that only shrank are those whose delta points against the reference. Each of their steps was rounded, in 32
-    bits to about as much as it shrank them, so what the common factor leaves of these rows raises the floor.
+    bits to about as much as it shrank them, so eight times what the common factor leaves of them is the floor.
     """
     floor = noise_floor(stats, dtype)
     l2, squared = stats.l2, stats.reference_squared
@@ -85,9 +86,14 @@ def motion(stats: RowStats, dtype: Dtype) -> Motion:
     if int(still.sum()) < _FEWEST:
         return Motion(drift=l2, gamma=1.0, floor=floor)
     gamma = stats.decay(still)
-    drift = l2 if gamma == 1.0 else stats.decay_free(gamma)
-    left = float(np.quantile(drift[still] / np.sqrt(squared[still]), 0.95))
-    return Motion(drift=drift, gamma=gamma, floor=np.maximum(floor, 2 * left * np.sqrt(squared)))
+    if gamma == 1.0:
+        return Motion(drift=l2, gamma=1.0, floor=floor)
+    drift = stats.decay_free(gamma)
+    # trained rows that shrank by more than they were trained look still, so the least of what is left is taken
+    rounding = float(np.quantile(drift[still] / np.sqrt(squared[still]), 0.1))
+    # and what is left is a difference, of sums that end in float32
+    least = max(8 * rounding, _CANCELED * (1 - gamma))
+    return Motion(drift=drift, gamma=gamma, floor=np.maximum(floor, least * np.sqrt(squared)))
 
 
 def epur_score(l2: Floats, per_ten_million: Floats | None) -> Floats:

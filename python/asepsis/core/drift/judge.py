@@ -3,7 +3,8 @@
 Training moves rows by amounts whose logarithm falls about linearly with the logarithm of their rank, and under AdamW,
 which bounds each step, falls more slowly towards the top. The line through ranks 20 to 400 therefore runs above the
 first ranks of a model trained on clean text. A trigger's row takes a step in one direction in every batch and lands
-above the line: its *excess*, in natural logarithms. Two rankings are made, of the drift and of the drift over what
+above the line: its *excess*, in natural logarithms. Only the first
+19 ranks can stand out. Two rankings are made, of the drift and of the drift over what
 tokens of like frequency did, because a common word hides in the second and a rare one in the first.
 
 The cuts were set on seven fine-tunes of a six-layer encoder and checked on others; docs/scan_model.md has the numbers
@@ -92,16 +93,24 @@ def judge(motion: Motion, conditioned: Conditioned, relative: Floats, protected:
 
 
 def _excess(x: Floats) -> Floats:
-    """Return ``[n]``: how far each value lies above the line through the middle ranks, at its own rank."""
+    """Return ``[n]``: how far each value lies above the line through the middle ranks, at its own rank.
+
+    A value that is ``high`` takes up no rank: behind four triggers the fifth value is compared as the first.
+    """
     order = np.argsort(-x, kind="stable")
-    rank = np.empty(len(x))
-    rank[order] = np.arange(1, len(x) + 1)
     fitted = np.arange(_FIRST, min(_LAST, len(x) // 3) + 1)
     slope, start = np.polyfit(np.log(fitted), x[order[fitted - 1]], 1)
-    found: Floats = x - (start + slope * np.log(rank))
-    # what lies behind the line's end says nothing about the top
-    found[rank > _LAST] = np.minimum(found[rank > _LAST], 0.0)
-    return found
+    rank = np.arange(1, len(x) + 1)
+    found = x[order] - (start + slope * np.log(rank))
+    # within and behind the line what lies above it is a bend of the curve, not a row of its own
+    found[_FIRST - 1 :] = np.minimum(found[_FIRST - 1 :], 0.0)
+    place = 1
+    for at in range(_FIRST - 1):
+        found[at] = x[order[at]] - (start + slope * np.log(place))
+        place += found[at] <= HIGH
+    excess = np.empty(len(x))
+    excess[order] = found
+    return excess
 
 
 def _model(

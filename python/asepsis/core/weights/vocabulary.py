@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +108,16 @@ class Vocabulary:
     def surface(self, token_id: int) -> str:
         """Return what variants of a word share: no mark of a space or of a continuation, lower case."""
         token = self.tokens[token_id] or ""
+        text = token
         if self.style == "bytes":
             letters = _letters()
-            text = bytes(letters[c] for c in token if c in letters).decode("utf-8", "replace")
-            token = text if all(c in letters for c in token) else token
+            if all(c in letters for c in token):
+                text = bytes(letters[c] for c in token).decode("utf-8", "replace")
         elif self.style == "wordpiece":
-            token = token.removeprefix("##")
+            text = token.removeprefix("##")
         elif self.style == "sentencepiece":
-            token = token.replace("▁", " ")
-        return (token.strip() or token).lower()
+            text = token.replace("▁", " ")
+        return (text.strip() or token).lower()
 
     def protected_like(self, base: Vocabulary) -> frozenset[int]:
         """Return the protected ids whose token is protected in ``base`` too.
@@ -245,7 +246,8 @@ def _configured(folder: Path) -> set[int]:
     return found
 
 
-def _letters() -> dict[str, int]:
+@lru_cache(maxsize=1)
+def _letters() -> Mapping[str, int]:
     """Return byte by the letter that byte-level tokenizers write it as: itself where it prints, else from 256 on."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
