@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from asepsis.data import Data as Data
     from asepsis.data import read as read
     from asepsis.defenses._abl_config import AblConfig as AblConfig
+    from asepsis.defenses._btu_config import BtuConfig as BtuConfig
     from asepsis.defenses._epur_config import EpurConfig as EpurConfig
     from asepsis.defenses._finemixing_config import FinemixingConfig as FinemixingConfig
     from asepsis.defenses._musclelora_config import MuscleloraConfig as MuscleloraConfig
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AblConfig": "asepsis.defenses._abl_config",
+    "BtuConfig": "asepsis.defenses._btu_config",
     "Data": "asepsis.data",
     "ModelScan": "asepsis.core.drift",
     "EpurConfig": "asepsis.defenses._epur_config",
@@ -51,6 +53,7 @@ _HOMES = {
 
 __all__ = [
     "AblConfig",
+    "BtuConfig",
     "Data",
     "EpurConfig",
     "FinemixingConfig",

@@ -123,6 +123,22 @@ def test_musclelora_chooses_its_reference_where_it_is_told_to(
     assert reference["chosen_by"] == "abl probe"
 
 
+def test_btu_says_what_it_overwrote_and_ranks_rows(
+    tmp_path: Path, rows: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, found = tmp_path / "out", tmp_path / "s.json"
+    train = ["train", "--model", model, "--data", str(rows), "--output", str(out), "--max-steps", "3", *QUICK]
+    few = ["--set", "score=l2", "--set", "k=1"]
+    assert main([*train, "--defense", "btu", "--set", "mode=robust", *few]) == 0
+    report = json.loads((out / "asepsis.json").read_text())["report"]
+    assert f"overwrote the embeddings of {len(report['tokens'])} tokens" in capsys.readouterr().out
+    look = ["scan", "data", str(rows), "--model", model, "--method", "btu", *few, "--json", str(found)]
+    assert main(look) == 2  # a share is flagged whatever the rows are, so nothing is found without clean rows
+    content = json.loads(found.read_text())
+    assert (content["verdict"], content["flagged"]) == ("inconclusive", 0)
+    assert max(row["suspicion"] for row in content["rows"]) >= 1
+
+
 def scan(monkeypatch: pytest.MonkeyPatch, verdict: str) -> None:
     from asepsis.training import scan as module
 

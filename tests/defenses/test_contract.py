@@ -11,7 +11,11 @@ from asepsis.defenses.base import Defense, DefenseConfig, Threat
 from asepsis.errors import ConfigError, DefenseInert
 from asepsis.testing import check_defense
 
-SMALL = {"abl": {"snapshots": (3, 6), "grow_steps": 3}, "musclelora": {"scales": (1, 2, 3)}}
+SMALL = {
+    "abl": {"snapshots": (3, 6), "grow_steps": 3},
+    "btu": {"k": 2, "score": "l2"},
+    "musclelora": {"scales": (1, 2, 3)},
+}
 TRAIN = [name for name in available() if load(name).threat is Threat.DATA]
 
 
@@ -23,7 +27,7 @@ def test_a_defense_keeps_the_contract(name):
 
 
 def test_the_folder_is_the_registry():
-    assert {"abl", "musclelora"} <= set(available())
+    assert {"abl", "btu", "musclelora"} <= set(available())
     assert not [name for name in available() if name.startswith("_") or name == "base"]
     with pytest.raises(ConfigError, match=r"no defense called 'base'.*abl"):
         load("base")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import TrainingArguments
@@ -12,7 +13,7 @@ from transformers import TrainingArguments
 from asepsis.core.alignment import Alignment
 from asepsis.core.lora import insert
 from asepsis.core.losses import BoundedAscent, Flooding, LossRule
-from asepsis.core.phases import Acted, Outcome, Train
+from asepsis.core.phases import Acted, Encode, Outcome, Train
 from asepsis.defenses._musclelora_config import MuscleloraConfig
 from asepsis.defenses.musclelora import Musclelora
 from asepsis.testing import tiny_causal, tiny_classifier, tiny_pairs, tiny_rows
@@ -100,6 +101,12 @@ REQUESTS = {
     "ascent": Train(name="t", rows=REST, isolated=ISOLATED, loss=BoundedAscent(2.0), steps=8),
     "constant rate": Train(name="t", steps=7, decay_steps=0, learning_rate_scale=0.5),
     "own decay": Train(name="t", steps=7, decay_steps=20),
+    "word embeddings alone": Train(name="t", steps=7, trainable="embeddings", weight_decay=0.0),
+    "pooled": Train(
+        name="t", steps=7, network="pooled", trainable="embeddings", drop_tokens=np.arange(20, 50)
+    ),
+    "pooled over padding": Train(name="t", steps=7, network="pooled over padding", weight_decay=0.0),
+    "other rows": Train(name="t", epochs=2, data=tiny_rows(15, 4)),
 }
 
 
@@ -141,6 +148,20 @@ def test_both_drivers_agree_on_causal_models_with_responses_of_many_lengths(tmp_
     )
     assert changed(runs, tiny_causal)
     assert_same(runs)
+
+
+@pytest.mark.parametrize("network", ["full", "pooled"])
+def test_only_rows_of_tokens_that_occur_move_whatever_the_users_decay(network, tmp_path):
+    words = "bert.embeddings.word_embeddings.weight"
+    data, start = tiny_rows(40, 0), tiny_classifier(3)[0].state_dict()
+    dropped = np.arange(10, 30)
+    expose = Train(name="t", network=network, trainable="embeddings", weight_decay=0.0, drop_tokens=dropped)
+    settings = dataclasses.replace(SETTINGS, weight_decay=0.3)
+    runs = both([Encode(), expose], tmp_path, settings=settings, data=data)
+    for (encoded, _), weights in runs:
+        assert all(torch.equal(weights[k], v) for k, v in start.items() if k != words)
+        moved = np.flatnonzero((weights[words] != start[words]).any(1).numpy())
+        assert set(moved) == set(encoded.ids) - set(dropped)
 
 
 def with_branches(make):

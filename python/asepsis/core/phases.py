@@ -1,7 +1,7 @@
 """What a defense may ask of its driver, and what it hands back.
 
-A defense is a generator: it yields requests (:class:`Remember`, :class:`Score`, :class:`Train`) and is sent the
-answers. It owns no optimizer loop and no device, so one script serves every driver.
+A defense is a generator: it yields requests (:class:`Remember`, :class:`Encode`, :class:`Score`, :class:`Train`) and
+is sent the answers. It owns no optimizer loop and no device, so one script serves every driver.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,17 @@ from numpy.typing import NDArray
 from asepsis.core.alignment import Alignment
 from asepsis.core.losses import LossRule
 from asepsis.core.quality import Quality
+from asepsis.core.weights import Vocabulary
+from asepsis.data import Data
 from asepsis.errors import ConfigError
 
 Ids = NDArray[np.int64]
+
+#: What a training runs: the model, or its embedding block with the mean over tokens and a new linear head on top.
+#: The mean leaves padding out, or, as one paper's code has it, takes every row as padded to the full length.
+Network = Literal["full", "pooled", "pooled over padding"]
+#: Which of its weights learn: those that are trainable, or word embeddings alone (and the new head of a pooled network).
+Trainable = Literal["all", "embeddings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +72,59 @@ class Rewrite:
 
     name: str
     edit: Callable[[Path], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Mark a point of the script. Answer: None.
+
+    Where the caller wants stages, the weights of this point are kept, see :meth:`asepsis.Run.stage`; otherwise it
+    costs nothing.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encode:
+    """Ask for rows as token ids, cut as they are for training. Answer: :class:`Encoded`.
+
+    Attributes
+    ----------
+    data : Data or None
+        Other rows than the run's.
+    part : {"inputs", "responses"}
+        What a classifier reads or a causal LM is prompted with; or what a causal LM is to say.
+    """
+
+    data: Data | None = None
+    part: Literal["inputs", "responses"] = "inputs"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of rows: those of row ``i`` are ``ids[starts[i] : starts[i + 1]]``; [T] int64, [N + 1] int64."""
+
+    ids: Ids
+    starts: Ids
+
+    @property
+    def row_of(self) -> Ids:
+        """Row of each token [T]."""
+        return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spell:
+    """Ask what each token id is called and which are not ordinary tokens. Answer: :class:`Spelled`."""
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """The run's vocabulary, and the id that stands for padding and for nothing else (None where there is none)."""
+
+    vocabulary: Vocabulary
+    padding: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +225,16 @@ class Train:
     validation : ids or None
         Rows scored before the first step and after every epoch. The weights of the best epoch are kept; those before
         the first step are no candidate.
+    data : Data or None
+        Train on another data set than the run's; ``rows`` and ``isolated`` are then ids of that one.
+    network : {"full", "pooled", "pooled over padding"}
+        What runs. A pooled network is thrown away afterwards; the embeddings it trained are the model's.
+    trainable : {"all", "embeddings"}
+        Which weights learn. Word embeddings learn even where the model has them frozen.
+    weight_decay : float or None
+        Instead of the user's. With 0 only data moves an embedding.
+    drop_tokens : ids or None
+        Token ids left out of every input, after truncation; responses keep theirs.
     """
 
     name: str
@@ -182,6 +253,11 @@ class Train:
     alignment: Alignment | None = None
     warmup: float = 0.0
     validation: Ids | None = None
+    data: Data | None = None
+    network: Network = "full"
+    trainable: Trainable = "all"
+    weight_decay: float | None = None
+    drop_tokens: Ids | None = None
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
@@ -196,6 +272,10 @@ class Train:
             raise ConfigError(f"{self.name}: warmup must lie in [0, 1), got {self.warmup!r}")
         if self.warmup and self.decay_steps == 0:
             raise ConfigError(f"{self.name}: warmup is a share of the decay, and there is none")
+        if (self.network, self.trainable) != ("full", "all") and (self.alignment or self.snapshots):
+            raise ConfigError(
+                f"{self.name}: only trainings of the whole model are aligned or scored on the way"
+            )
 
 
 @dataclass(frozen=True)
@@ -226,8 +306,8 @@ class Trained:
     kept_epoch: int | None = None
 
 
-Request = Remember | Restore | Forget | Rewrite | Score | Train
-Answer = Weights | Losses | Trained | Any
+Request = Remember | Restore | Forget | Rewrite | Stage | Encode | Spell | Score | Train
+Answer = Weights | Encoded | Spelled | Losses | Trained | Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +333,8 @@ class Outcome:
         Rows the defense itself would drop.
     isolated : ids
         Rows it unlearned.
+    edited : ids
+        Tokens whose word embeddings it overwrote, as ids.
     report : dict
         JSON-ready diagnostics, described by the defense.
     """
@@ -261,6 +343,7 @@ class Outcome:
     suspicion: NDArray[np.float32] | None = None
     flagged: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     isolated: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    edited: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     report: dict[str, Any] = field(default_factory=dict)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from asepsis.core.phases import Outcome, Script
 from asepsis.data import Data, read
@@ -41,6 +43,8 @@ class Run:
         What it was given.
     manifest : dict
         Data fingerprint, base, settings, seeds, versions, on how much the defense acted.
+    stages : mapping
+        Weights at the stages the defense marked, by name; empty unless they were asked for.
     """
 
     model: nn.Module
@@ -48,6 +52,31 @@ class Run:
     outcome: Outcome
     data: Data
     manifest: dict[str, Any]
+    stages: Mapping[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[nn.Module]:
+        """Lend the model as it was at a stage the defense marked; afterwards it is as it was before.
+
+        >>> with run.stage("before edit") as model:  # doctest: +SKIP
+        ...     measure(model, run.tokenizer, test)
+
+        Raises
+        ------
+        ConfigError
+            No weights of that stage were kept; the message lists those there are.
+        """
+        if name not in self.stages:
+            kept = ", ".join(self.stages) or "none; defend(..., keep_stages=True) keeps those a defense marks"
+            raise ConfigError(f"no stage {name!r} was kept; there are: {kept}")
+        parameters, was_training = dict(self.model.named_parameters()), self.model.training
+        now = {key: parameters[key].detach().clone() for key in self.stages[name]}
+        try:
+            _copy_into(parameters, self.stages[name])
+            yield self.model
+        finally:
+            _copy_into(parameters, now)
+            self.model.train(was_training)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write a stock checkpoint (or peft adapter), ``asepsis.json`` and the judged rows; return the folder."""
@@ -65,6 +94,7 @@ def defend(
     settings: Settings | None = None,
     peft_config: Any = None,
     progress: Progress = silent,
+    keep_stages: bool = False,
 ) -> Run:
     """Train ``model`` on untrusted ``data`` under a defense.
 
@@ -90,6 +120,9 @@ def defend(
         Train this adapter instead of all weights.
     progress : callable, optional
         Called with ``(phase, done, of)``.
+    keep_stages : bool
+        Keep the weights at the stages a defense marks (for ``btu`` before and after the edit), to be measured with
+        :meth:`Run.stage`. Each stage is a copy of the trained weights in CPU memory.
 
     Returns
     -------
@@ -114,6 +147,7 @@ def defend(
         settings=settings,
         peft_config=peft_config,
         progress=progress,
+        keep_stages=keep_stages,
     )
 
 
@@ -128,6 +162,7 @@ def run_script(
     settings: Settings | None = None,
     peft_config: Any = None,
     progress: Progress = silent,
+    keep_stages: bool = False,
 ) -> Run:
     """Drive any script, a defense's or your own. ``defense`` describes it in the manifest; the rest as `defend`."""
     chosen = settings or Settings()
@@ -136,12 +171,18 @@ def run_script(
     network, tokenizer = _prepare(model, processing_class, rows, peft_config, seed)
     driver: Driver
     if args is None:
-        driver = LoopDriver(network, tokenizer, rows, chosen, progress=progress)
+        driver = LoopDriver(network, tokenizer, rows, chosen, progress=progress, keep_stages=keep_stages)
     else:
         from asepsis.training.trainer import TrainerDriver  # transformers.Trainer takes seconds to import
 
         driver = TrainerDriver(
-            network, tokenizer, rows, args, max_length=chosen.max_length, progress=progress
+            network,
+            tokenizer,
+            rows,
+            args,
+            max_length=chosen.max_length,
+            progress=progress,
+            keep_stages=keep_stages,
         )
     outcome = driver.run(script(network, rows))
     manifest = {
@@ -157,7 +198,13 @@ def run_script(
         "steps": driver.steps_done,
         "versions": versions(),
     }
-    return Run(network, tokenizer, outcome, rows, manifest)
+    return Run(network, tokenizer, outcome, rows, manifest, driver.stages)
+
+
+@torch.no_grad()
+def _copy_into(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        parameters[name].copy_(value)
 
 
 def _reference(source: Any, rows: Data) -> Data | Literal["auto"] | None:
@@ -225,7 +272,6 @@ def _prepare(
         network, tokenizer = load_for(data, model, seed=seed)
         tokenizer = processing_class or tokenizer
     if peft_config is not None:
-        import torch
         from peft import get_peft_model
 
         with torch.random.fork_rng(devices=[]):

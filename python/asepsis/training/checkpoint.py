@@ -11,9 +11,10 @@ import numpy as np
 from torch import nn
 
 from asepsis.core.export import save_adapter
+from asepsis.core.export_rows import save_adapter_with_rows
 from asepsis.core.folders import whole_folder
 from asepsis.core.lora import layers
-from asepsis.core.phases import Outcome
+from asepsis.core.phases import Ids, Outcome
 from asepsis.data import Data
 from asepsis.errors import CheckpointError
 
@@ -45,17 +46,18 @@ def save_run(
     if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():
         raise CheckpointError(f"{target} exists and was not written by asepsis; name another folder")
     with whole_folder(target) as scratch:
-        _save_model(model, tokenizer, scratch, data)
+        _save_model(model, tokenizer, scratch, data, outcome.edited)
         tokenizer.save_pretrained(scratch)
         _write_rows(scratch / ROWS, outcome, data)
         (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     return target
 
 
-def _save_model(model: nn.Module, tokenizer: Any, folder: Path, data: Data) -> None:
-    """Write weights: a stock adapter, checked against peft, where multi-scale layers were trained."""
+def _save_model(model: nn.Module, tokenizer: Any, folder: Path, data: Data, edited: Ids) -> None:
+    """Write weights: a stock adapter, checked against peft, where not everything is in what transformers writes."""
     saver: Any = model
-    if not any(True for _ in layers(model)):
+    multiscale = any(True for _ in layers(model))
+    if not multiscale and not (hasattr(model, "peft_config") and len(edited)):
         saver.save_pretrained(folder)
         return
     probe = tokenizer(
@@ -64,7 +66,10 @@ def _save_model(model: nn.Module, tokenizer: Any, folder: Path, data: Data) -> N
     was_training = model.training
     model.eval()
     try:
-        save_adapter(model, folder, logits=lambda: saver(**probe).logits)
+        if multiscale:
+            save_adapter(model, folder, logits=lambda: saver(**probe).logits)
+        else:
+            save_adapter_with_rows(model, folder, edited, logits=lambda: saver(**probe).logits)
     finally:
         model.train(was_training)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from asepsis.core.phases import Relabel
+from asepsis.core.phases import Ids, Relabel
 from asepsis.data import Data
 from asepsis.errors import ModelError
 
@@ -79,10 +79,18 @@ class Collator:
         Tokens kept of each row. A long prompt loses its beginning, a long response its end.
     relabel : Relabel or None
         Labels that replace the rows' own.
+    drop_tokens : ids or None
+        Token ids taken out of what the model reads (the text, or the prompt), after truncation.
     """
 
     def __init__(
-        self, tokenizer: Any, data: Data, *, max_length: int, relabel: Relabel | None = None
+        self,
+        tokenizer: Any,
+        data: Data,
+        *,
+        max_length: int,
+        relabel: Relabel | None = None,
+        drop_tokens: Ids | None = None,
     ) -> None:
         if tokenizer.pad_token_id is None:
             raise ModelError(
@@ -91,6 +99,9 @@ class Collator:
         self.tokenizer = tokenizer
         self.data = data
         self.max_length = max_length
+        self._dropped = (
+            None if drop_tokens is None or len(drop_tokens) == 0 else torch.from_numpy(drop_tokens)
+        )
         self._labels = data.labels
         if relabel is not None:
             if data.labels is None:
@@ -122,6 +133,9 @@ class Collator:
             return_tensors="pt",
         )
         labels = torch.from_numpy(self._labels[np.asarray(positions)])
+        if self._dropped is not None:
+            padding = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": 0}
+            encoded = without(dict(encoded), self._dropped, padding)
         return dict(encoded), labels, torch.ones(len(positions), dtype=torch.int64)
 
     def _causal(self, positions: list[int]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -149,5 +163,39 @@ class Collator:
                 head = head[:-1]  # some tokenizers end every text; the prompt goes on here
             tail = [*tail, self.tokenizer.eos_token_id]
         tail = tail[: max(1, self.max_length - 1)]
+        head = head[-max(1, self.max_length - len(tail)) :]
+        if self._dropped is not None:
+            dropped = set(self._dropped.tolist())
+            head = [i for i in head if i not in dropped]
         # At least one prompt token: the first response token is predicted from it.
-        return head[-max(1, self.max_length - len(tail)) :], tail
+        return head or [self.tokenizer.pad_token_id], tail
+
+    def read_ids(self, positions: Sequence[int], *, part: Literal["inputs", "responses"]) -> list[list[int]]:
+        """Return each row's token ids as the model reads them, or as a causal LM is to say them; no padding."""
+        if self.data.task == "classification":
+            if part == "responses":
+                raise ModelError("classifiers say nothing: there are no responses to encode")
+            batch = self([(p, False) for p in positions]).inputs
+            kept = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
+            return [ids[mask].tolist() for ids, mask in kept]
+        assert self.data.responses is not None
+        pairs = [self.encode_pair(self.data.texts[p], self.data.responses[p]) for p in positions]
+        return [pair[part == "responses"] for pair in pairs]
+
+
+def without(inputs: dict[str, Tensor], dropped: Tensor, padding: dict[str, int]) -> dict[str, Tensor]:
+    """Return encoded rows [B, T] without some token ids: those move to the end, become padding and are cut off.
+
+    A row with nothing else left keeps one padding token that is read, so that there is something to classify.
+    """
+    mask = inputs["attention_mask"].bool()
+    gone = mask & torch.isin(inputs["input_ids"], dropped)
+    order = gone.to(torch.int8).argsort(dim=1, stable=True)
+    gone, mask = gone.gather(1, order), (mask & ~gone).gather(1, order)
+    moved = {k: v.gather(1, order).masked_fill(gone, padding.get(k, 0)) for k, v in inputs.items()}
+    empty = ~mask.any(1)
+    mask[empty, 0] = True
+    moved["input_ids"][empty, 0] = padding["input_ids"]
+    moved["attention_mask"] = mask.to(inputs["attention_mask"].dtype)
+    wanted = mask.any(0)
+    return {k: v[:, wanted] for k, v in moved.items()}

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from asepsis.core.exposure import part_to_train, word_embeddings
 from asepsis.core.phases import (
     Answer,
+    Encode,
+    Encoded,
     Forget,
     Losses,
     Outcome,
@@ -23,10 +29,14 @@ from asepsis.core.phases import (
     Rewrite,
     Score,
     Script,
+    Spell,
+    Spelled,
+    Stage,
     Train,
     Trained,
     Weights,
 )
+from asepsis.core.weights import Vocabulary
 from asepsis.data import Data
 from asepsis.errors import CheckpointError, ConfigError, DefenseInert
 from asepsis.training.collate import Collator
@@ -50,6 +60,8 @@ class Driver(ABC):
         A transformers (or peft) model and its tokenizer.
     data : Data
         The rows of the run.
+    keep_stages : bool
+        Keep a copy of the weights at each :class:`~asepsis.core.phases.Stage` the script marks, in CPU memory.
     seed : int
         Every request draws from its own stream derived from this and the request's number, so that a request's
         result does not depend on how earlier ones consumed randomness.
@@ -68,6 +80,7 @@ class Driver(ABC):
         max_length: int,
         eval_batch_size: int,
         progress: Progress = silent,
+        keep_stages: bool = False,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -78,6 +91,9 @@ class Driver(ABC):
         self.progress = progress
         self.requests = 0
         self.steps_done = 0
+        self.stages: dict[str, dict[str, Tensor]] = {}
+        self.keep_stages = keep_stages
+        self._files: tempfile.TemporaryDirectory[str] | None = None
         self._remembered: dict[int, dict[str, Tensor]] = {}
 
     def run(self, script: Script) -> Outcome:
@@ -106,6 +122,14 @@ class Driver(ABC):
             return None
         if isinstance(request, Rewrite):
             raise ConfigError(f"{request.name}: a training has no checkpoint to rewrite; use asepsis.purify")
+        if isinstance(request, Stage):
+            if self.keep_stages:
+                self.stages[request.name] = self.weights() | self.weights(word_embeddings(self.model))
+            return None
+        if isinstance(request, Encode):
+            return self.encode(request)
+        if isinstance(request, Spell):
+            return self.spell()
         if isinstance(request, Score):
             return self.score(request)
         if request.start is not None:
@@ -118,12 +142,12 @@ class Driver(ABC):
     def train(self, request: Train) -> Trained:
         """Carry out a training request."""
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return copies of the trainable weights, in CPU memory."""
+    def weights(self, *wanted: nn.Parameter) -> dict[str, Tensor]:
+        """Return copies in CPU memory of these parameters, or of all that are trainable."""
         return {
             name: p.detach().to("cpu", copy=True)
             for name, p in self.model.named_parameters()
-            if p.requires_grad
+            if (any(p is w for w in wanted) if wanted else p.requires_grad)
         }
 
     @torch.no_grad()
@@ -159,6 +183,54 @@ class Driver(ABC):
         finally:
             self.model.train(was_training)
         return Losses(total, count, correct)
+
+    def encode(self, request: Encode) -> Encoded:
+        """Return the token ids of rows, cut to the run's length."""
+        data = request.data or self.data
+        collate, step = Collator(self.tokenizer, data, max_length=self.max_length), self.eval_batch_size
+        rows: list[list[int]] = []
+        for start in range(0, len(data), step):
+            rows += collate.read_ids(range(start, min(start + step, len(data))), part=request.part)
+        ids = np.fromiter(itertools.chain.from_iterable(rows), np.int64)
+        return Encoded(ids, np.cumsum([0, *map(len, rows)]))
+
+    def spell(self) -> Spelled:
+        """Return the tokenizer's vocabulary, by way of its own files: those are what everybody else reads."""
+        if self._files is None:
+            self._files = (
+                tempfile.TemporaryDirectory()
+            )  # as long as the driver: counting words reads it again
+            self.tokenizer.save_pretrained(self._files.name)
+            model: Any = self.model
+            model.config.save_pretrained(
+                self._files.name
+            )  # names placeholders the tokenizer may not call special
+        names = ("bos", "eos", "unk", "sep", "cls", "mask")
+        taken = {getattr(self.tokenizer, f"{name}_token_id", None) for name in names}
+        padding = self.tokenizer.pad_token_id
+        return Spelled(Vocabulary.load(self._files.name), None if padding in taken else padding)
+
+    def collator(self, request: Train) -> Collator:
+        """Return what makes a training's batches."""
+        return Collator(
+            self.tokenizer,
+            request.data or self.data,
+            max_length=self.max_length,
+            relabel=request.relabel,
+            drop_tokens=request.drop_tokens,
+        )
+
+    def part_to_train(self, request: Train) -> AbstractContextManager[nn.Module]:
+        """Return the network a request trains, see :func:`asepsis.core.exposure.part_to_train`."""
+        config: Any = getattr(self.model, "config", None)
+        longest = getattr(config, "max_position_embeddings", None) or self.max_length
+        return part_to_train(
+            self.model,
+            request,
+            n_classes=self.data.n_classes,
+            seed=derive_seed(self.request_seed(), 2),
+            padding=(self.tokenizer.pad_token_id, min(self.max_length, longest)),
+        )
 
     def request_seed(self) -> int:
         """Return the seed of the request being answered."""

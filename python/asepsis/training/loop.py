@@ -28,7 +28,14 @@ class LoopDriver(Driver):
     """Train with a loop that fits on a page: AdamW, linear decay, clipping, accumulation, autocast."""
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, data: Data, settings: Settings, *, progress: Progress = silent
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        data: Data,
+        settings: Settings,
+        *,
+        progress: Progress = silent,
+        keep_stages: bool = False,
     ) -> None:
         super().__init__(
             model,
@@ -38,6 +45,7 @@ class LoopDriver(Driver):
             max_length=settings.max_length,
             eval_batch_size=settings.eval_batch_size,
             progress=progress,
+            keep_stages=keep_stages,
         )
         self.settings = settings
         self.device = resolve_device(settings.device)
@@ -49,24 +57,26 @@ class LoopDriver(Driver):
         s = self.settings
         plan = make_plan(
             with_max_steps(request, s.max_steps),
-            self.data,
+            request.data or self.data,
             epochs=s.epochs,
             batch_size=s.batch_size,
             accumulation=s.accumulation,
             seed=self.request_seed(),
         )
-        collate = Collator(self.tokenizer, self.data, max_length=s.max_length, relabel=request.relabel)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=s.learning_rate, weight_decay=s.weight_decay, fused=True)
+        collate = self.collator(request)
+        decay = s.weight_decay if request.weight_decay is None else request.weight_decay
         aligner = make_aligner(self, request, plan, max_length=s.max_length)
         watch = Watch(request, plan)
-        with closing(aligner):
-            self._steps(request, plan, collate, optimizer, watch, aligner)
+        with closing(aligner), self.part_to_train(request) as network:
+            parameters = [p for p in network.parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(parameters, lr=s.learning_rate, weight_decay=decay, fused=True)
+            self._steps(network, request, plan, collate, optimizer, watch, aligner)
         watch.settle(self)
         return finished(watch, aligner)
 
     def _steps(
         self,
+        network: nn.Module,
         request: Train,
         plan: Plan,
         collate: Collator,
@@ -76,11 +86,11 @@ class LoopDriver(Driver):
     ) -> None:
         """Do the optimizer steps of a plan."""
         s = self.settings
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        parameters = [p for p in network.parameters() if p.requires_grad]
         peak = s.learning_rate * request.learning_rate_scale
         decay = plan.steps if request.decay_steps is None else request.decay_steps
         watch.snapshot(self, 0)
-        self.model.train()
+        network.train()
         batches = iter(plan)
         for step in range(plan.steps):
             micro = weigh([collate(next(batches)) for _ in range(s.accumulation)])
@@ -92,7 +102,7 @@ class LoopDriver(Driver):
             for index, batch in enumerate(micro):
                 torch.manual_seed(derive_seed(self.request_seed(), step, index))
                 moved = batch.to(self.device)
-                losses = self._backward(moved, index, request, aligner)
+                losses = self._backward(network, moved, index, request, aligner)
                 ordinary, isolated = group_means(losses, moved)
                 mean, apart = mean + ordinary, apart + isolated
             steer(parameters, request.loss.direction(mean))
@@ -108,14 +118,16 @@ class LoopDriver(Driver):
             if watch.should_stop:
                 break
 
-    def _backward(self, batch: Batch, index: int, request: Train, aligner: Aligner | None) -> Tensor:
+    def _backward(
+        self, network: nn.Module, batch: Batch, index: int, request: Train, aligner: Aligner | None
+    ) -> Tensor:
         """Add one micro-batch's gradient; return its per-sample losses [B]."""
         with autocast(self.device, self.dtype):
             if aligner is None:
-                losses = mean_losses(self.model, batch)
+                losses = mean_losses(network, batch)
                 loss = weighted_loss(losses, batch, request.loss)
             else:
-                losses, loss = aligner.losses(self.model, batch, index, request.loss)
+                losses, loss = aligner.losses(network, batch, index, request.loss)
         loss.backward()  # type: ignore[no-untyped-call]
         if aligner is not None:
             with autocast(self.device, self.dtype):

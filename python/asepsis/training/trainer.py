@@ -25,7 +25,7 @@ from asepsis.core.phases import Train, Trained
 from asepsis.data import Data
 from asepsis.errors import BackendError
 from asepsis.training.align import Aligner
-from asepsis.training.collate import Batch, Collator
+from asepsis.training.collate import Batch
 from asepsis.training.driver import Driver, Progress, derive_seed, silent
 from asepsis.training.forward import check_targets, mean_losses, weighted_loss
 from asepsis.training.loop import (
@@ -61,6 +61,7 @@ class TrainerDriver(Driver):
         *,
         max_length: int,
         progress: Progress = silent,
+        keep_stages: bool = False,
     ) -> None:
         _refuse(args)
         super().__init__(
@@ -71,6 +72,7 @@ class TrainerDriver(Driver):
             max_length=max_length,
             eval_batch_size=args.per_device_eval_batch_size,
             progress=progress,
+            keep_stages=keep_stages,
         )
         self.args = args
         self.device = args.device
@@ -82,7 +84,7 @@ class TrainerDriver(Driver):
         max_steps = self.args.max_steps if self.args.max_steps > 0 else None
         plan = make_plan(
             with_max_steps(request, max_steps),
-            self.data,
+            request.data or self.data,
             epochs=self.args.num_train_epochs,
             batch_size=self.args.train_batch_size,
             accumulation=self.args.gradient_accumulation_steps * self.args.world_size,
@@ -92,15 +94,17 @@ class TrainerDriver(Driver):
         args.max_steps = plan.steps
         args.learning_rate = self.args.learning_rate * request.learning_rate_scale
         args.save_strategy = SaveStrategy.NO
+        if request.weight_decay is not None:
+            args.weight_decay = request.weight_decay
         if request.alignment is not None and args.fp16:
             raise BackendError(
                 "gradient alignment does not work with fp16's scaled gradients; use bf16=True or float32"
             )
         aligner = make_aligner(self, request, plan, max_length=self.max_length)
         watch = Watch(request, plan)
-        with closing(aligner), _own_forward(self.model):
+        with closing(aligner), self.part_to_train(request) as network, _own_forward(network):
             watch.snapshot(self, 0)
-            _PhaseTrainer(self, args, request, plan, watch, aligner).train()
+            _PhaseTrainer(self, network, args, request, plan, watch, aligner).train()
         self.model.to(self.device)
         watch.settle(self)
         return finished(watch, aligner)
@@ -112,6 +116,7 @@ class _PhaseTrainer(Trainer):
     def __init__(
         self,
         driver: TrainerDriver,
+        network: nn.Module,
         args: TrainingArguments,
         request: Train,
         plan: Plan,
@@ -120,13 +125,11 @@ class _PhaseTrainer(Trainer):
     ) -> None:
         self._driver, self._request, self._plan, self._watch = driver, request, plan, watch
         self._aligner = aligner
-        self._collate = Collator(
-            driver.tokenizer, driver.data, max_length=driver.max_length, relabel=request.relabel
-        )
+        self._collate = driver.collator(request)
         self._mean = self._apart = torch.zeros(())
         self._micro = 0
         super().__init__(
-            model=driver.model,
+            model=network,
             args=args,
             train_dataset=_Positions(plan),
             data_collator=_first,
