@@ -96,9 +96,11 @@ class _EveryLayer(LoopDriver):
         super().__init__(*given, progress=progress)
         self.weight = weight
 
-    def _backward(self, batch: Batch, index: int, request: Train, aligner: Aligner | None) -> Tensor:
+    def _backward(
+        self, network: nn.Module, batch: Batch, index: int, request: Train, aligner: Aligner | None
+    ) -> Tensor:
         with autocast(self.device, self.dtype):
-            losses = layer_losses(self.model, batch)  # [layers, B]
+            losses = layer_losses(network, batch)  # [layers, B]
             mixed = losses[-1] + self.weight * losses[:-1].mean(dim=0)
             loss = weighted_loss(mixed, batch, request.loss)
         loss.backward()  # type: ignore[no-untyped-call]
