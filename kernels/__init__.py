@@ -21,7 +21,7 @@ from asepsis.kernels.gradient_alignment import (
     Segments,
     gradient_alignment,
 )
-from asepsis.kernels.mixing import mix, tensor_key
+from asepsis.kernels.mixing import mix
 from asepsis.kernels.multiscale_lora import SetAside, multiscale_lora
 from asepsis.kernels.row_stats import row_stats
 from asepsis.kernels.sample_loss import sample_loss
@@ -41,5 +41,4 @@ __all__ = [
     "multiscale_lora",
     "row_stats",
     "sample_loss",
-    "tensor_key",
 ]

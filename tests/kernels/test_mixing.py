@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asepsis.errors import ConfigError, DataError
-from asepsis.kernels import mix, tensor_key
-from asepsis.kernels.mixing import lanes
+from asepsis.kernels import mix
+from asepsis.kernels.mixing import lanes, tensor_key
 
 PATHS = ("reference", "native")
 

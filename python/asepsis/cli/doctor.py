@@ -143,6 +143,7 @@ def _gpu(*, has_torch: bool) -> Report:
 
 def _kernels() -> Report:
     """Return operation to device to backend to its refusal, None where it ran: each is run on two numbers."""
+    import numpy as np
     import torch
 
     from asepsis import kernels
@@ -157,11 +158,14 @@ def _kernels() -> Report:
 
     def probes(device: torch.device) -> dict[str, Callable[[Any], object]]:
         x, y = torch.zeros(2, 2, device=device), torch.zeros(2, dtype=torch.int64, device=device)
-        segments = kernels.Segments.of([2], device)
+        segments, held = kernels.Segments.of([2], device), np.zeros(8, np.uint8)
         return {
             "bottom_k": lambda backend: kernels.bottom_k(x[0], 1, backend=backend),
             "gradient_alignment": lambda backend: kernels.gradient_alignment(
                 x[0].clone(), x[1], segments, backend=backend
+            ),
+            "mix": lambda backend: kernels.mix(
+                held[:4], held[:4], held[4:], item_size=4, seed=0, key=0, reserve_ratio=0.5, backend=backend
             ),
             "multiscale_lora": lambda backend: kernels.multiscale_lora(
                 x, x, None, x, x, x[0], backend=backend

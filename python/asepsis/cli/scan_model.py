@@ -49,7 +49,10 @@ def scan_model(
         FailOn, typer.Option(help="Exit with 1 from this finding on; what cannot be decided exits with 2.")
     ] = FailOn.high,
 ) -> ExitCode:
-    """Compare a model with its base, from files alone."""
+    """Compare a model with its base: which tokens moved more than training explains.
+
+    Reads files alone: nothing is loaded or run.
+    """
     if counts is not None and corpus is not None:
         raise typer.BadParameter("--counts and --corpus both say how frequent tokens are: give one")
     from asepsis.cli._outputs import check_folders

@@ -30,7 +30,8 @@ from asepsis.core.weights.rewrite import (
 from asepsis.core.weights.rows import TokenRows
 from asepsis.core.weights.write import SIZES
 from asepsis.errors import CheckpointError, DefenseInert, ModelError
-from asepsis.kernels import mix, tensor_key
+from asepsis.kernels import mix
+from asepsis.kernels.mixing import tensor_key
 
 Head: TypeAlias = Literal["keep", "reinit"]
 
