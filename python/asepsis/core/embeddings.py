@@ -188,16 +188,18 @@ def without_shared_drift(
     """Take the drift that all rows share off the sums: with tied embeddings the softmax moves every row, every step.
 
     ``delta_squared`` and ``delta_dot`` become those of ``delta - mean``, the mean being that of 4,096 rows spread over
-    the vocabulary; the other sums stay. Reads both matrices once more, in blocks.
+    the vocabulary; the other sums stay. A row within four standard errors of the mean has no drift of its own. Reads
+    both matrices once more, in blocks.
     """
     n = len(stats)
     if n == 0:
         return stats
     sample = np.unique(np.linspace(0, n - 1, min(n, _SAMPLE)).astype(np.int64))
-    total, count = np.zeros(tuned.shape[1]), 0
+    total, count, squared = np.zeros(tuned.shape[1]), 0, 0.0
     for _, delta, _ in _blocks(reference, tuned, pairs, sample, round_to):
         whole = np.isfinite(delta).all(1)
         total += delta[whole].sum(0, dtype=np.float64)
+        squared += float(np.einsum("ij,ij->", delta[whole], delta[whole], dtype=np.float64))
         count += int(whole.sum())
     if count == 0:
         return stats
@@ -211,6 +213,9 @@ def without_shared_drift(
         delta_dot[rows] = np.einsum("ij,ij->i", rest, p, dtype=np.float64)
     if length == 0:
         return stats
+    error = max(squared / count - length, 0.0) / count  # of the mean, squared
+    alike = delta_squared <= 16 * error
+    delta_squared[alike] = delta_dot[alike] = 0.0
     bad = stats.non_finite > 0
     delta_squared[bad] = delta_dot[bad] = np.nan
     return replace(stats, delta_squared=delta_squared, delta_dot=delta_dot)
