@@ -45,7 +45,10 @@ def purify(
     text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     label_column: Annotated[str, typer.Option(help="Column with the class.")] = "label",
 ) -> ExitCode:
-    """Repair a finished model; exit code 2 where the result is fine-tuning and no more."""
+    """Repair a finished model with the model it was tuned from.
+
+    Exit code 2 where nothing could be mixed and the result is fine-tuning on clean rows and no more.
+    """
     from asepsis.cli._configs import several_configs
     from asepsis.cli._progress import shown
     from asepsis.data import read
