@@ -68,7 +68,9 @@ def model_folder(tmp_path: Path) -> Callable[..., Path]:
         if shards == 1:
             save_file(values, str(folder / "model.safetensors"))
         else:
-            places = {k: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, k in enumerate(values)}
+            places = {
+                k: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, k in enumerate(values)
+            }
             for file in set(places.values()):
                 part = {k: v for k, v in values.items() if places[k] == file}
                 save_file(part, str(folder / file))

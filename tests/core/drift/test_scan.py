@@ -79,7 +79,7 @@ def test_a_rare_word_that_moved_as_far_as_common_ones_stands_out_by_its_frequenc
     model[WORDS][1300:1400] += 0.002 * directions(rng, 100)
     model[WORDS][1350] = pretrained()[WORDS][1350] + 0.012 * directions(rng, 1)[0]
     found = scan(model)
-    assert [t.token for t in found.tokens][0] == TOKENS[1350]
+    assert found.tokens[0].token == TOKENS[1350]
     assert found.tokens[0].z is not None and found.tokens[0].z > 5
 
 
@@ -195,7 +195,9 @@ def test_tensors_are_compared_listed_and_found_by_prefix(scan):
     assert tensors["bert.pooler"].status == "missing"
     dense = tensors["encoder.dense.weight"]
     assert dense.drift == pytest.approx(0.008, rel=1e-4)
-    assert dense.relative == pytest.approx(0.008 / np.linalg.norm(pretrained()["encoder.dense.weight"]), rel=1e-4)
+    assert dense.relative == pytest.approx(
+        0.008 / np.linalg.norm(pretrained()["encoder.dense.weight"]), rel=1e-4
+    )
 
 
 def test_sharded_models_give_the_same(scan, tmp_path):

@@ -54,7 +54,14 @@ def test_only_what_is_neither_weights_nor_program_is_copied(tmp_path):
     source.mkdir()
     output.mkdir()
     kept = ["config.json", "tokenizer.json", "vocab.txt", "README.md", "tokenizer.model"]
-    left = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "modeling_x.py", ".env", "note"]
+    left = [
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "modeling_x.py",
+        ".env",
+        "note",
+    ]
     for name in kept + left:
         (source / name).write_text(name)
     assert copy_checkpoint_except(source, output, leave=["note"]) == sorted(kept)

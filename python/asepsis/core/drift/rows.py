@@ -73,7 +73,11 @@ class Rows:
         key = np.where(np.isfinite(self.judgment.excess), self.judgment.excess, -np.inf)
         order = np.lexsort((self.ids, -self.motion.drift, -key))
         order = order[self.eligible[order]]
-        wanted = [at for place, at in enumerate(order.tolist()) if place < top or verdicts[at] in ("high", "elevated")]
+        wanted = [
+            at
+            for place, at in enumerate(order.tolist())
+            if place < top or verdicts[at] in ("high", "elevated")
+        ]
         scores = self.scores
         found = []
         for at in wanted:
