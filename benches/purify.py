@@ -1,7 +1,7 @@
 """Repair a backdoored classifier with E-PUR and Fine-mixing, beside the controls, on the packaged model and text.
 
     python benches/purify.py [--attack badnets] [--rows 2000] [--clean 128] [--test 600] [--masks 1] [--epochs 10]
-        [--learning-rate 2e-5] [--seed 0] [--output FILE.json]
+        [--learning-rate 2e-5] [--seed 0] [--lines finemixing ...] [--output FILE.json]
 
 The victim is ``demo:encoder`` tuned on rows of which a tenth carry the trigger; the base is ``demo:encoder``. Every line
 is clean accuracy and attack success on rows nobody trained on: the victim; the victim fine-tuned on the clean rows
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=10)
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lines", nargs="+", help="only these, beside the victim")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     trigger = {"badnets": BADNETS, "addsent": ADDSENT}[args.attack]
@@ -79,6 +80,8 @@ def main() -> None:
         }
         tuning = Settings(seed=args.seed, max_length=LENGTH, batch_size=8, learning_rate=args.learning_rate)
         for name, defense in todo.items():
+            if args.lines and name not in args.lines:
+                continue
             began = time.monotonic()
             try:
                 found = purify(victim, base="demo:encoder", defense=defense, clean=clean, settings=tuning)

@@ -47,7 +47,7 @@ def purify(
 ) -> ExitCode:
     """Repair a finished model with the model it was tuned from.
 
-    Exit code 2 where the result is fine-tuning and no more.
+    Exit code 2 where nothing could be mixed and the result is fine-tuning on clean rows and no more.
     """
     from asepsis.cli._configs import several_configs
     from asepsis.cli._progress import shown

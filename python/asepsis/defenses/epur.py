@@ -20,8 +20,10 @@ Its body was not at hand when this was written, so these are choices where it ma
 When not to trust it
 --------------------
 The number reset does not hang on the evidence: a clean model loses the tuning of as many words, and the outcome is no
-verdict on the model. A trigger made of common words (a sentence) ranks low; a backdoor in style, syntax or the
-encoder's weights leaves no trace in word embeddings at all. Use it together with Fine-mixing.
+verdict on the model. It undoes what sits in word embeddings (embedding poisoning and surgery). Where all weights were
+tuned on poisoned rows the encoder knows the trigger by its pretrained row too: measured on the packaged model, the
+trigger ranks first and is reset, and the attack succeeds as before. A trigger made of common words (a sentence) ranks
+low; a backdoor in style, syntax or the encoder leaves no trace in word embeddings at all. Use it with Fine-mixing.
 """
 
 from __future__ import annotations
