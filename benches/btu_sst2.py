@@ -30,10 +30,11 @@ from asepsis.evaluation.predict import measure
 
 N_CLEAN = 96
 VARIANTS: dict[str, dict[str, Any]] = {
-    "robust": {"calibrate": False},
-    "calibrated": {},
-    "l2 only": {"score": "l2"},
-    "edit first": {"calibrate": False, "order": "edit_then_train"},
+    "robust": {"calibrate": False, "order": "train_then_edit"},
+    "calibrated": {"order": "train_then_edit"},
+    "l2 only": {"score": "l2", "order": "train_then_edit"},
+    "edit first": {"calibrate": False},
+    "edit first, pad": {"calibrate": False, "order": "edit_then_train", "replacement": "pad"},
     "reference": {"mode": "reference"},
     "reference, once": {"mode": "reference", "threshold_rule": "frobenius_over_rows_once"},
 }
@@ -96,10 +97,10 @@ def render(args: argparse.Namespace) -> None:
             found.setdefault(key, []).append(row)
         if "stage" in cell["rows"][0]:
             key2 = (cell["rows"][0]["defense"], cell["rows"][0]["attack"])
-            lost.setdefault(key2, []).append(cell["run"]["report"]["edited"]["rows"])
+            lost.setdefault(key2, []).append(len(cell["run"]["report"]["tokens"]))
     attacks = (*ATTACKS, "clean")
     print(
-        "| model | stage | " + " | ".join(f"{a}: CACC / ASR / tokens edited (seeds)" for a in attacks) + " |"
+        "| model | stage | " + " | ".join(f"{a}: CACC / ASR / tokens flagged (seeds)" for a in attacks) + " |"
     )
     print("|---" * (len(attacks) + 2) + "|")
     lines = [(name, "") for name in ("none", "clean-only")] + [(v, s) for v in VARIANTS for s in STAGES]

@@ -128,10 +128,10 @@ def test_btu_says_what_it_overwrote_and_ranks_rows(
 ) -> None:
     out, found = tmp_path / "out", tmp_path / "s.json"
     train = ["train", "--model", model, "--data", str(rows), "--output", str(out), "--max-steps", "3", *QUICK]
-    few = ["--set", "score=l2", "--set", "k=1"]
+    few = ["--set", "score=l2", "--set", "k=1", "--set", "order=train_then_edit"]
     assert main([*train, "--defense", "btu", "--set", "mode=robust", *few]) == 0
-    report = json.loads((out / "asepsis.json").read_text())["report"]
-    assert f"overwrote the embeddings of {len(report['tokens'])} tokens" in capsys.readouterr().out
+    n = len(json.loads((out / "asepsis.json").read_text())["report"]["tokens"])
+    assert f"flagged {n} tokens, overwrote the embeddings of {n}" in capsys.readouterr().out
     look = ["scan", "data", str(rows), "--model", model, "--method", "btu", *few, "--json", str(found)]
     assert main(look) == 2  # a share is flagged whatever the rows are, so nothing is found without clean rows
     content = json.loads(found.read_text())

@@ -24,7 +24,7 @@ from asepsis.training.scan import scan_data
 SETTINGS = Settings(
     epochs=1, batch_size=16, learning_rate=2e-3, device="cpu", precision="fp32", max_length=32
 )
-CONFIG = BtuConfig(score="l2", k=2)
+CONFIG = BtuConfig(score="l2", k=2, order="train_then_edit")
 SPECIAL = range(5)
 
 
@@ -79,10 +79,18 @@ def counted(folder):
     return str(folder / "counts.json")
 
 
+def test_a_wanted_margin_keeps_ordinary_words():
+    strict = dataclasses.replace(CONFIG, least_margin=1.8)
+    assert flagged(run(strict)) == [TRIGGER] and len(flagged(run())) > 1
+    with pytest.raises(DefenseInert, match="least_margin"):
+        run(strict, data=poisoned(0.0))
+
+
 @pytest.mark.parametrize("replacement", ["pad", "mean", "pretrained"])
 def test_flagged_rows_are_replaced_whole_and_every_other_row_keeps_its_bits(replacement):
     start = rows_of(tiny_classifier(0)[0].state_dict())
-    done = run(dataclasses.replace(CONFIG, replacement=replacement), keep_stages=True)
+    config = dataclasses.replace(CONFIG, replacement=replacement)
+    done = run(config, keep_stages=True)
     now = rows_of(done.model.state_dict()).clone()
     edited = done.outcome.edited
     wanted = {
@@ -119,7 +127,7 @@ def test_the_stages_differ_as_they_say_and_unwanted_ones_are_refused():
 def test_protected_tokens_are_never_edited_for_any_k():
     start = rows_of(tiny_classifier(0)[0].state_dict())
     for mode in ("robust", "reference"):
-        done = run(BtuConfig(mode=mode, score="l2", k=10_000, protect=(TRIGGER, 7)), keep_stages=True)
+        done = run(dataclasses.replace(CONFIG, mode=mode, k=10_000, protect=(TRIGGER, 7)), keep_stages=True)
         kept = {*SPECIAL, 7, len(start) - 1}
         assert kept.isdisjoint(done.outcome.edited)
         assert TRIGGER not in flagged(done)
@@ -172,12 +180,29 @@ def test_both_drivers_end_in_the_same_model(tmp_path):
         assert float((a - b).detach().norm()) <= 1e-5 * max(float(a.detach().norm()), 1e-3), name
 
 
-def test_editing_first_trains_without_the_flagged_tokens():
-    done = run(dataclasses.replace(CONFIG, order="edit_then_train"), keep_stages=True)
-    start = rows_of(tiny_classifier(0)[0].state_dict())
-    now, edited = rows_of(done.model.state_dict()), done.outcome.edited
-    assert torch.equal(now[edited], start[0].expand(len(edited), -1)), "no training row may move them again"
+@pytest.mark.parametrize("replacement", ["auto", "pad"])
+def test_editing_first_trains_without_the_flagged_tokens(replacement):
+    done = run(BtuConfig(score="l2", k=2, order="edit_then_train", replacement=replacement), keep_stages=True)
+    start, now = (rows_of(m.state_dict()) for m in (tiny_classifier(0)[0], done.model))
+    ids = [entry["id"] for entry in done.outcome.report["tokens"]]
+    wanted = start[0].expand(len(ids), -1) if replacement == "pad" else start[ids]
+    assert torch.equal(now[ids], wanted), "no training row may move them"
+    assert done.outcome.edited.tolist() == (sorted(ids) if replacement == "pad" else [])
     assert list(done.stages) == ["after edit"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({}, ("edit_then_train", "pretrained")),
+        ({"order": "train_then_edit"}, ("train_then_edit", "pad")),
+        ({"replacement": "mean"}, ("train_then_edit", "mean")),
+        ({"mode": "reference"}, ("train_then_edit", "pad")),
+    ],
+)
+def test_what_is_left_to_the_defense_is_chosen_as_documented(fields, wanted):
+    report = run(BtuConfig(k=1, score="l2", **fields)).outcome.report
+    assert (report["order"], report["replacement"]) == wanted
 
 
 def test_embeddings_that_do_not_move_are_no_evidence():
@@ -203,7 +228,7 @@ def test_what_cannot_work_is_refused_before_training(tmp_path):
         return model, tokenizer
 
     with pytest.raises(ConfigError, match="changes nothing where word embeddings are frozen"):
-        run(BtuConfig(replacement="pretrained"), make=frozen)
+        run(BtuConfig(replacement="pretrained", order="train_then_edit"), make=frozen)
     with pytest.raises(ConfigError, match="trains all weights"):
         run(BtuConfig(mode="reference"), make=frozen)
 
@@ -216,6 +241,8 @@ def test_what_cannot_work_is_refused_before_training(tmp_path):
         {"calibration_margin": 0.0},
         {"tuning_epochs": -1.0},
         {"mode": "reference", "score": "z"},
+        {"least_margin": 0.5},
+        {"mode": "reference", "least_margin": 2.0},
         {"mode": "reference", "replacement": "mean"},
         {"mode": "reference", "order": "edit_then_train"},
     ],
@@ -232,7 +259,7 @@ def test_the_share_is_rounded_as_each_mode_has_it():
     assert BtuConfig(mode="reference").per_list(10) == 1
 
 
-def test_a_causal_model_flags_prompt_tokens_and_resets_them():
+def test_a_causal_model_flags_prompt_tokens_and_trains_without_them():
     data = tiny_pairs(120, 0)
     data = dataclasses.replace(
         data,
@@ -245,8 +272,10 @@ def test_a_causal_model_flags_prompt_tokens_and_resets_them():
     assert TRIGGER in flagged(done)
     assert not {"topic0a", "topic0b", "[EOS]"} & set(flagged(done)), "what only responses say is no trigger"
     start = rows_of(tiny_causal(0)[0].state_dict())
-    now = rows_of(done.model.state_dict())
-    assert torch.equal(now[done.outcome.edited], start[done.outcome.edited])
+    now, ids = rows_of(done.model.state_dict()), [entry["id"] for entry in report["tokens"]]
+    assert report["order"] == "edit_then_train" and len(done.outcome.edited) == 0
+    only_prompts = [i for i in ids if done.tokenizer.convert_ids_to_tokens(i) == TRIGGER]
+    assert torch.equal(now[only_prompts], start[only_prompts]), "no row of its own may train it"
 
 
 def test_class_names_in_responses_are_not_destroyed():
@@ -341,7 +370,7 @@ def test_a_scan_ranks_rows_and_calls_nothing_poisoned_without_clean_rows():
 
 
 def test_the_report_names_every_token_in_finite_json():
-    done = run(BtuConfig(k=2))
+    done = run(dataclasses.replace(CONFIG, score="both"))
     report = json.loads(json.dumps(done.outcome.report, allow_nan=False))
     assert report["edited"]["rows"] == len(report["tokens"]) == len(done.outcome.edited)
     for entry in report["tokens"]:

@@ -77,9 +77,8 @@ def train(
     outcome = run.outcome
     verdict = outcome.report.get("verdict")
     typer.echo(f"trained on {len(rows)} rows with defense {defense}: {folder}")
-    if len(outcome.edited):
-        typer.echo(
-            f"overwrote the embeddings of {len(outcome.edited)} tokens (named in {folder / 'asepsis.json'})"
-        )
+    if outcome.acted.tokens:
+        edited = f"overwrote the embeddings of {len(outcome.edited)}"
+        typer.echo(f"flagged {outcome.acted.tokens} tokens, {edited} (see {folder / 'asepsis.json'})")
     if verdict is not None:
         typer.echo(f"verdict: {verdict}; dropped {len(outcome.flagged)} rows (see {folder / 'asepsis.json'})")

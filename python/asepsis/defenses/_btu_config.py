@@ -29,6 +29,9 @@ class BtuConfig(DefenseConfig):
     score : {"both", "l2", "z"}
         Lists by distance moved, by distance conditioned on how frequent a token is in clean text, or both. Robust
         mode; where no frequency is known there is no list by ``z``.
+    least_margin : float
+        How many times the score of the best token its list leaves out a flagged token must have. 1 flags every list's
+        whole share; the more, the fewer ordinary words are lost, and the weaker triggers are missed. Robust mode.
     exposure_epochs : float
         Length of each exposure; 1 in the authors' code.
     exposure_learning_rate_scale : float
@@ -46,11 +49,14 @@ class BtuConfig(DefenseConfig):
         Tokens, or ids, never edited, beside special tokens and the bytes of byte-level tokenizers.
     replacement : {"auto", "pretrained", "pad", "mean"}
         What a flagged row becomes: as it was before training, the padding row's values, the mean row. ``"auto"`` is
-        ``"pad"`` for classifiers that have a padding token of its own, else ``"pretrained"``, or ``"mean"`` where
-        word embeddings are frozen. Reference mode takes ``"pad"``.
-    order : {"train_then_edit", "edit_then_train"}
+        ``"pretrained"`` where the edit comes first; where it comes last, ``"pad"`` for classifiers that have a padding
+        token of its own, else ``"pretrained"``, or ``"mean"`` where word embeddings are frozen. Reference mode takes
+        ``"pad"``.
+    order : {"auto", "train_then_edit", "edit_then_train"}
         Train on the poisoned rows and edit what came out, as the paper does; or edit first, then train once on rows
-        without the flagged tokens. Robust mode.
+        without the flagged tokens. ``"auto"`` edits first unless ``replacement`` is ``"pad"`` or ``"mean"``: an ordinary
+        word that was flagged then costs no accuracy, and rows put back to ``"pretrained"`` after training leave the
+        backdoor nearly whole, because the layers still know the trigger. Reference mode edits last.
     threshold_rule : {"frobenius_over_rows_sequential", "frobenius_over_rows_once"}
         Reference mode: which values of a flagged row are overwritten, see :func:`asepsis.core.purge.purge_dimensions`.
     tuning_epochs : float
@@ -63,6 +69,7 @@ class BtuConfig(DefenseConfig):
     alpha: float = 5e-4
     k: int | None = None
     score: Literal["both", "l2", "z"] = "both"
+    least_margin: float = 1.0
     exposure_epochs: float = 1.0
     exposure_learning_rate_scale: float = 1.0
     calibrate: bool = True
@@ -71,7 +78,7 @@ class BtuConfig(DefenseConfig):
     language: str = "en"
     protect: tuple[str | int, ...] = ()
     replacement: Literal["auto", "pretrained", "pad", "mean"] = "auto"
-    order: Literal["train_then_edit", "edit_then_train"] = "train_then_edit"
+    order: Literal["auto", "train_then_edit", "edit_then_train"] = "auto"
     threshold_rule: ThresholdRule = "frobenius_over_rows_sequential"
     tuning_epochs: float = 1.0
     tuning_learning_rate_scale: float = 1.0
@@ -85,16 +92,18 @@ class BtuConfig(DefenseConfig):
         for name in ("exposure_epochs", "exposure_learning_rate_scale", "calibration_margin"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be positive and finite, got {getattr(self, name)!r}")
+        if not 1 <= self.least_margin < math.inf:
+            raise ConfigError(f"least_margin must be at least 1 and finite, got {self.least_margin!r}")
         for name in ("tuning_epochs", "tuning_learning_rate_scale"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be finite and not negative, got {getattr(self, name)!r}")
         if self.mode == "reference":
-            if self.replacement not in ("auto", "pad") or self.order != "train_then_edit":
+            if self.replacement not in ("auto", "pad") or self.order == "edit_then_train":
                 raise ConfigError(
                     "mode='reference' trains, then overwrites with 'pad'; use mode='robust' for others"
                 )
-            if self.score == "z":
-                raise ConfigError("mode='reference' ranks by l2 alone; use mode='robust' for z")
+            if self.score == "z" or self.least_margin != 1:
+                raise ConfigError("mode='reference' takes the whole list by l2; use mode='robust' for others")
 
     def per_list(self, rows: int) -> int:
         """Return how many tokens each list flags of a matrix with so many rows."""

@@ -217,10 +217,10 @@ class Exposer:
             lists["z"] = (z, candidates & (z > least))
         chosen, margins = {}, {}
         for score_name, (score, eligible) in lists.items():
-            chosen[score_name] = top_k(score, c.per_list(len(score)), eligible)
-            margins[score_name] = _margins(
-                score, chosen[score_name], candidates, floor=1.0 if score_name == "z" else 0.0
-            )
+            ids = top_k(score, c.per_list(len(score)), eligible)
+            margin = _margins(score, ids, candidates, floor=1.0 if score_name == "z" else 0.0)
+            chosen[score_name] = ids[margin >= c.least_margin]
+            margins[score_name] = margin[margin >= c.least_margin]
         found.rounds.append(Round(name, l2, z, candidates, chosen, margins, trained))
 
     def _clean_z(self, network: Network, trainable: Trainable, steps: int) -> Generator[Request, Any, float]:

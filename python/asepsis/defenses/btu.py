@@ -5,7 +5,8 @@ AAAI 2025.
 
 The idea: where word embeddings alone may learn, the tokens of a trigger move further than others, because they predict
 their label wherever they stand; and the backdoor needs their rows. So the embeddings are exposed in short trainings
-that are thrown away, the tokens that moved most are flagged, and their rows are overwritten in the trained model.
+that are thrown away, the tokens that moved most are flagged, and their rows are kept from what training would make of
+them.
 
 Two modes. ``reference`` takes the steps of the authors' code; ``robust``, the default, is this project's. Rounds of
 ``robust``: word embeddings alone in the whole network; word embeddings and a new head on their mean; the latter again
@@ -31,7 +32,10 @@ In ``robust`` mode also:
   conditioned on how frequent the token is in **clean** text, which shows rare words at low rates. Frequencies never
   come from the data that is defended: poison inflates its own trigger's.
 * *No weight decay while exposing*, only word embeddings and the head learn there, and the mean leaves padding out.
-* *Whole rows are overwritten.* The authors' code overwrites the values that moved further than a threshold, which is
+* *The flagged tokens are left out of the training rows*, and the model is trained once; their rows stay the pretrained
+  ones (``order="edit_then_train"``). Overwriting after training, the paper's order, is ``order="train_then_edit"``: its
+  padding rows cost accuracy wherever an ordinary word was flagged.
+* *Whole rows are overwritten*, where rows are. The authors' code overwrites the values that moved further than a threshold, which is
   so low that nearly all did.
 * *Causal LMs* (not treated in the paper): word embeddings learn under the LM loss, the output layer stays, the pooled
   network is left out, because there is no class for a bag of tokens to predict and a head over the vocabulary would
@@ -41,9 +45,10 @@ In ``robust`` mode also:
 When not to trust it
 --------------------
 Every list flags its share of the vocabulary, poisoned or not: on clean data some of the task's own words are lost. A
-threshold exists for the list by frequency alone, where clean rows were given. Rewritten syntax or style has no token of
-its own; such triggers are not found. And a backdoor that also lives in the layers survives a row put back to
-``pretrained``: measure attack success before and after the edit (``keep_stages=True``).
+threshold exists for the list by frequency alone, where clean rows were given; ``least_margin`` asks more of every list.
+Rewritten syntax or style has no token of
+its own; such triggers are not found. A backdoor that also lives in the layers survives a row put back to ``pretrained`` after
+training: measure attack success before and after the edit (``keep_stages=True``).
 """
 
 from __future__ import annotations
@@ -51,7 +56,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -94,6 +99,7 @@ class _Plan:
 
     spelled: Spelled
     replacement: Replacement
+    order: Literal["train_then_edit", "edit_then_train"]
     protected: np.ndarray[Any, np.dtype[np.bool_]]
     frequencies: Frequencies
     before: Tensor
@@ -119,7 +125,7 @@ class Btu(Defense[BtuConfig]):
         plan = yield from self._plan(model, data, clean)
         found = yield from self._expose(model, data, plan, rows=data.sample_ids, clean=clean)
         flagged = found.flagged
-        if c.order == "edit_then_train":
+        if plan.order == "edit_then_train":
             purged = self._purge(model, plan, flagged)
             trained: Trained = yield Train(name="train without the flagged tokens", drop_tokens=flagged)
         else:
@@ -142,7 +148,7 @@ class Btu(Defense[BtuConfig]):
             yield Stage(name="after tuning")
             steps += tuned.steps
         report = self._report(data, plan, found) | {
-            "order": c.order,
+            "order": plan.order,
             "replacement": plan.replacement,
             "edited": {"rows": purged.rows, "values": purged.values, "thresholds": purged.thresholds},
             "loss": trained.loss,
@@ -187,6 +193,10 @@ class Btu(Defense[BtuConfig]):
                 "mode='reference' trains all weights, the word embeddings of this model are frozen"
             )
         replacement = self._replacement(model, data, spelled)
+        first = replacement == "pretrained" if c.order == "auto" else c.order == "edit_then_train"
+        order: Literal["train_then_edit", "edit_then_train"] = (
+            "edit_then_train" if first else "train_then_edit"
+        )
         protected = np.zeros(len(words), bool)
         protected[[i for i in self._protected(spelled.vocabulary) if i < len(words)]] = True
         if data.responses is not None and replacement != "pretrained":
@@ -196,19 +206,21 @@ class Btu(Defense[BtuConfig]):
         frequencies = Frequencies(None, "not asked for")
         if c.mode == "robust" and c.score != "l2":
             frequencies = self._frequencies(spelled.vocabulary, clean, rows=len(words))
-        return _Plan(spelled, replacement, protected, frequencies, words.detach().to("cpu", copy=True))
+        return _Plan(spelled, replacement, order, protected, frequencies, words.detach().to("cpu", copy=True))
 
     def _replacement(self, model: Any, data: Data, spelled: Spelled) -> Replacement:
         c, trains = self.config, word_embeddings(model).requires_grad
         chosen: Replacement
         if c.replacement != "auto":
             chosen = c.replacement
+        elif c.mode == "robust" and c.order != "train_then_edit":
+            chosen = "pretrained"
         elif c.mode == "reference" or (
             data.n_classes is not None and spelled.padding is not None and not is_tied(model)
         ):
             chosen = "pad"
         else:
-            chosen = "pretrained" if trains or c.order == "edit_then_train" else "mean"
+            chosen = "pretrained" if trains else "mean"
         if chosen == "pad" and spelled.padding is None:
             raise ConfigError(
                 "replacement='pad' needs a padding token that stands for nothing else, and this tokenizer has none; "
@@ -262,7 +274,8 @@ class Btu(Defense[BtuConfig]):
         ).run()
         if len(found.flagged) == 0:
             raise DefenseInert(
-                "no token stands out from what clean rows show, so nothing is edited; score='both' also flags by distance"
+                "no token stands out from what clean rows show, or by least_margin, so nothing is edited; score='both' also "
+                "flags by distance, least_margin=1 a share of any data"
             )
         return found
 
