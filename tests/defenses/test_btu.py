@@ -80,8 +80,9 @@ def counted(folder):
 
 
 def test_a_wanted_margin_keeps_ordinary_words():
-    strict = dataclasses.replace(CONFIG, least_margin=1.8)
-    assert flagged(run(strict)) == [TRIGGER] and len(flagged(run())) > 1
+    strict = dataclasses.replace(CONFIG, least_margin=1.4)
+    kept = flagged(run(strict))
+    assert TRIGGER in kept and len(kept) < len(flagged(run()))
     with pytest.raises(DefenseInert, match="least_margin"):
         run(strict, data=poisoned(0.0))
 
