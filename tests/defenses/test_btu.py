@@ -80,10 +80,11 @@ def counted(folder):
 
 
 def test_a_wanted_margin_keeps_ordinary_words():
-    strict = dataclasses.replace(CONFIG, least_margin=1.8)
-    assert flagged(run(strict)) == [TRIGGER] and len(flagged(run())) > 1
+    plain, strict = run(), run(dataclasses.replace(CONFIG, least_margin=1.5))
+    assert flagged(strict)[0] == TRIGGER and len(flagged(strict)) < len(flagged(plain))
+    assert all(entry["margin"] >= 1.5 for entry in strict.outcome.report["tokens"])
     with pytest.raises(DefenseInert, match="least_margin"):
-        run(strict, data=poisoned(0.0))
+        run(dataclasses.replace(CONFIG, least_margin=50.0))
 
 
 @pytest.mark.parametrize("replacement", ["pad", "mean", "pretrained"])
