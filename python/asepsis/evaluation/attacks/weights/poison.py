@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import nn
 
+from asepsis.core.folders import whole_folder
 from asepsis.data import Data, read
 from asepsis.data.values import listed
 from asepsis.errors import CheckpointError, ConfigError, ModelError
 from asepsis.evaluation.attacks.weights.recipe import WEIGHT_ATTACKS, Site, WeightAttack
 from asepsis.evaluation.attacks.weights.tokens import token_ids
 from asepsis.training import Settings
-from asepsis.training.checkpoint import MANIFEST, versions, whole_folder
+from asepsis.training.checkpoint import MANIFEST, versions
 from asepsis.training.driver import Progress, silent
 from asepsis.training.loop import resolve_device
 from asepsis.training.models import load_for
