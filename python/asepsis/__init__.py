@@ -17,6 +17,8 @@ from asepsis._native import __version__
 if TYPE_CHECKING:
     from asepsis.core.drift import ModelScan as ModelScan
     from asepsis.core.drift import scan_model as scan_model
+    from asepsis.core.manifest import Verification as Verification
+    from asepsis.core.manifest import verify as verify
     from asepsis.data import Data as Data
     from asepsis.data import read as read
     from asepsis.defenses._abl_config import AblConfig as AblConfig
@@ -44,11 +46,13 @@ _HOMES = {
     "Run": "asepsis.training",
     "Scan": "asepsis.training.scan",
     "Settings": "asepsis.training",
+    "Verification": "asepsis.core.manifest",
     "defend": "asepsis.training",
     "purify": "asepsis.training.purify",
     "read": "asepsis.data",
     "scan_data": "asepsis.training.scan",
     "scan_model": "asepsis.core.drift",
+    "verify": "asepsis.core.manifest",
 }
 
 __all__ = [
@@ -63,12 +67,14 @@ __all__ = [
     "Run",
     "Scan",
     "Settings",
+    "Verification",
     "__version__",
     "defend",
     "purify",
     "read",
     "scan_data",
     "scan_model",
+    "verify",
 ]
 
 
