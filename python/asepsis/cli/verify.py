@@ -22,7 +22,10 @@ def verify(
     text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     label_column: Annotated[str, typer.Option(help="Column with the class.")] = "label",
 ) -> ExitCode:
-    """Compare a folder with its manifest; exit 1 where something differs, 2 where it cannot be told."""
+    """Say whether a folder, its data and its base are still what its manifest says.
+
+    Exit code 1 where something differs, 2 where it cannot be told.
+    """
     from asepsis.cli._outputs import check_folders
     from asepsis.core import manifest
     from asepsis.data import read
