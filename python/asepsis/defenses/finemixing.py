@@ -94,6 +94,7 @@ class Finemixing(Defense[FinemixingConfig]):
     threat = Threat.WEIGHTS
     needs = frozenset({"base", "clean"})
     config_type = FinemixingConfig
+    cost = "reads both checkpoints and writes one for each ratio tried, and tunes on the clean rows each time"
 
     def repair(self, victim: Checkpoint, rows: Data | None) -> Script:
         """Mix and tune, ratio by ratio, until the guard is satisfied."""
