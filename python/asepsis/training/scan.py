@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from asepsis.core.conformal import calibrate
 from asepsis.core.phases import Ids, Script
-from asepsis.core.suspicion import clean_threshold
 from asepsis.data import Data, read
 from asepsis.errors import ConfigError, DataError, DefenseInert
 from asepsis.training import Choice, Settings, build, describe, run_script
@@ -115,7 +115,7 @@ def scan_data(
     rate = 0.01 if target_fpr is None else target_fpr
     trusted = None if clean is None else read(clean, task=rows.task, n_classes=rows.n_classes)
     if trusted is not None:
-        clean_threshold(np.zeros(len(trusted), np.float32), rate)  # refuse before training, not after
+        calibrate(np.zeros(len(trusted), np.float32), rate)  # refuse before training, not after
     both, trusted_ids = (rows, np.empty(0, np.int64)) if trusted is None else _joined(rows, trusted)
     method_script: Callable[..., Script] = build(method).scan
     run = run_script(
@@ -133,7 +133,7 @@ def scan_data(
     n = len(rows)
     suspicion = run.outcome.suspicion[:n]
     if trusted is not None:
-        cut = clean_threshold(run.outcome.suspicion[n:], rate)
+        cut = calibrate(run.outcome.suspicion[n:], rate).value
         threshold: float | None = cut
         flagged = suspicion > cut
         verdict: Verdict = "findings" if _exceeds(int(flagged.sum()), n, rate) else "none"
