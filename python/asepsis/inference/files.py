@@ -68,7 +68,9 @@ def load_guard(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or any(part not in content for part in _PARTS):
         raise CheckpointError(f"{path} is broken: it must hold {', '.join(_PARTS)}")
     if content["manifest"].get("format") != 1:
-        raise CheckpointError(f"{path} has format {content['manifest'].get('format')!r}, this version reads 1")
+        raise CheckpointError(
+            f"{path} has format {content['manifest'].get('format')!r}, this version reads 1"
+        )
     return content
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,22 +9,21 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from asepsis.core.conformal import Threshold, calibrate, measured, needed_rows
+from asepsis.core.conformal import Threshold, calibrate, needed_rows
 from asepsis.core.fingerprint import weights_fingerprint
 from asepsis.data import Data, read
 from asepsis.defenses.base import DefenseConfig
-from asepsis.errors import ConfigError, DataError, MissingReference, ModelError
-from asepsis.inference.detectors import available, load
+from asepsis.errors import DataError, MissingReference, ModelError
+from asepsis.inference.detectors import load
 from asepsis.inference.detectors.base import Detector
-from asepsis.inference.files import load_guard, save_guard
+from asepsis.inference.files import FILES, check_model, load_guard, save_guard
+from asepsis.inference.fitting import chosen, lent, parts, prepared, threshold_for
 from asepsis.inference.pipeline import GuardedPipeline, Policy
 from asepsis.inference.report import Checked
 from asepsis.training.checkpoint import versions
 from asepsis.training.driver import Progress, silent
-from asepsis.training.models import load_task
 
 #: What a guard is fitted with beside its detector, so that the detector can be seen to earn its keep.
 CONTROL = "confidence"
@@ -57,6 +55,8 @@ class Guard:
 
     Attributes
     ----------
+    model : Module
+        The guarded model.
     detector : Detector
     threshold : Threshold
         With the share of clean inputs it is expected to flag, and that share's interval.
@@ -72,8 +72,10 @@ class Guard:
         threshold: Threshold,
         manifest: dict[str, Any],
         *,
+        model: Any,
         control: tuple[Detector, Threshold] | None = None,
     ) -> None:
+        self.model = model
         self.detector = detector
         self.threshold = threshold
         self.manifest = manifest
@@ -129,7 +131,7 @@ class Guard:
         DefenseInert
             The detector could not be fitted, see its description.
         """
-        kind, config = _chosen(detector)
+        kind, config = chosen(detector)
         needed = needed_rows(target_fpr, confidence=confidence) + kind.least_rows
         rows = read(clean)
         if len(rows) < needed:
@@ -138,12 +140,16 @@ class Guard:
                 f"a guard that flags {target_fpr:g} of clean inputs needs at least {needed} clean rows{learned}; got "
                 f"{len(rows)}: give more rows or a larger rate"
             )
-        network, tokenizer, rows = _prepared(model, processing_class, rows)
-        learn, held = _parts(rows, kind.least_rows, needed - kind.least_rows, seed=seed)
-        with _lent(network):
-            options = {"max_length": max_length, "batch_size": batch_size, "progress": progress}
+        network, tokenizer, rows = prepared(model, processing_class, rows)
+        learn, held = parts(rows, kind.least_rows, needed - kind.least_rows, seed=seed)
+        with lent(network):
+            options: dict[str, Any] = {
+                "max_length": max_length,
+                "batch_size": batch_size,
+                "progress": progress,
+            }
             fitted = kind.fit(network, tokenizer, learn, config=config, seed=seed, **options)
-            threshold = _threshold(fitted, held, target_fpr, confidence)
+            threshold = threshold_for(fitted, held, target_fpr, confidence)
             control = None
             if fitted.name != CONTROL:
                 plain = load(CONTROL).fit(network, tokenizer, learn, seed=seed, **options)
@@ -161,10 +167,10 @@ class Guard:
             "report": fitted.report(),
             "versions": versions(),
         }
-        return cls(fitted, threshold, manifest, control=control)
+        return cls(fitted, threshold, manifest, model=network, control=control)
 
     @overload
-    def __call__(self, texts: str) -> Finding: ...
+    def __call__(self, texts: str) -> Finding: ...  # type: ignore[overload-overlap] # a str is a sequence of str
     @overload
     def __call__(self, texts: Sequence[str]) -> list[Finding]: ...
     def __call__(self, texts: str | Sequence[str]) -> Finding | list[Finding]:
@@ -207,9 +213,7 @@ class Guard:
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the guard: ``guard.json`` and the detector's files; return the folder, which appears whole or not at all."""
-        return save_guard(
-            Path(folder), self.detector, self.threshold, self.manifest, control=self._control
-        )
+        return save_guard(Path(folder), self.detector, self.threshold, self.manifest, control=self._control)
 
     @classmethod
     def load(cls, folder: str | Path, model: Any = None, *, processing_class: Any = None) -> Guard:
@@ -231,18 +235,24 @@ class Guard:
         if model is None and not manifest["model"]:
             raise ModelError(f"{folder} does not say where its model is; give model=...")
         source = manifest["model"] if model is None else model
-        network, tokenizer, _ = _prepared(source, processing_class, None, manifest=manifest)
-        saved["check"](weights_fingerprint(network))
-        with _lent(network):
-            detector = load(manifest["detector"]).load(path / "detector", saved["state"], network, tokenizer)
+        network, tokenizer, _ = prepared(source, processing_class, None, manifest=manifest)
+        check_model(path, manifest, weights_fingerprint(network))
+        with lent(network):
+            detector = load(manifest["detector"]).load(path / FILES, saved["state"], network, tokenizer)
             control = None
             if saved["control"] is not None:
                 plain = load(CONTROL).load(path, saved["control"]["state"], network, tokenizer)
                 control = (plain, Threshold(**saved["control"]["threshold"]))
-        return cls(detector, Threshold(**saved["threshold"]), manifest, control=control)
+        return cls(detector, Threshold(**saved["threshold"]), manifest, model=network, control=control)
+
+    @staticmethod
+    def fits(folder: str | Path, model: Any) -> bool:
+        """Whether the guard in a folder was fitted on this very model."""
+        wanted: str = load_guard(Path(folder))["manifest"]["weights"]
+        return wanted == weights_fingerprint(model)
 
     def _scored(self, detector: Detector, rows: Data) -> NDArray[np.float32]:
-        with self._lock:
+        with self._lock, lent(self.model):
             scores = np.asarray(detector.scores(rows), np.float32)
         if scores.shape != (len(rows),) or not np.isfinite(scores).all():
             raise DataError(f"{detector.name} could not score every row of {rows.source}")
@@ -255,80 +265,3 @@ class Guard:
                 task="classification", texts=texts, labels=labels, n_classes=self.manifest["n_classes"]
             )
         return Data(task="causal", texts=texts, responses=[""] * len(texts))
-
-
-class _lent:
-    """A model in evaluation mode for a while, as detectors are lent it."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.modes = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module, training in self.modes.items():
-            module.training = training
-
-
-def _chosen(detector: str | DefenseConfig) -> tuple[type[Detector], Any]:
-    if isinstance(detector, str):
-        kind: type[Detector] = load(detector)
-        return kind, kind.config_type()
-    for name in available():
-        kind = load(name)
-        if kind.config_type is type(detector):
-            return kind, detector
-    raise ConfigError(f"{type(detector).__name__} belongs to no detector; there are {', '.join(available())}")
-
-
-def _prepared(
-    model: Any, processing_class: Any, rows: Data | None, *, manifest: dict[str, Any] | None = None
-) -> tuple[Any, Any, Any]:
-    """Return model, a tokenizer of the guard's own, and the rows with as many classes as the model has."""
-    task = rows.task if rows is not None else (manifest or {})["task"]
-    if isinstance(model, torch.nn.Module):
-        if processing_class is None:
-            raise ModelError("a model given as a module needs its tokenizer: processing_class=...")
-        network, tokenizer = model, processing_class
-        if tokenizer.pad_token_id is None:
-            raise ModelError("the tokenizer has no pad token; set one, for example tokenizer.pad_token = eos_token")
-    else:
-        network, tokenizer = load_task(model, task)
-    if rows is not None and rows.labels is not None:
-        config: Any = network.config
-        n = int(config.num_labels)
-        if (rows.n_classes or 0) > n:
-            raise ModelError(f"the model has {n} classes, the clean rows have {rows.n_classes}")
-        rows = Data(
-            task=rows.task,
-            texts=rows.texts,
-            labels=rows.labels,
-            sample_ids=rows.sample_ids,
-            n_classes=n,
-            source=rows.source,
-        )
-    # a fast tokenizer cannot be used from two threads at once: the pipeline keeps its own
-    own = copy.deepcopy(tokenizer)
-    own.padding_side = "right"
-    return network, own, rows
-
-
-def _parts(rows: Data, least: int, held: int, *, seed: int) -> tuple[Data, Data]:
-    """Return rows to learn from and rows to calibrate on: half and half, or as many as calibrating needs."""
-    if not least:
-        return rows, rows
-    order = np.random.default_rng(seed).permutation(len(rows))
-    cut = max(held, len(rows) // 2)
-    cut = min(cut, len(rows) - least)
-    return rows.select(np.sort(order[cut:])), rows.select(np.sort(order[:cut]))
-
-
-def _threshold(
-    detector: Detector, held: Data, target_fpr: float, confidence: float | None
-) -> Threshold:
-    scores, own = detector.scores(held), detector.own_threshold()
-    if own is not None:
-        return measured(own, scores)
-    return calibrate(scores, target_fpr, confidence=confidence)
