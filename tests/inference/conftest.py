@@ -38,6 +38,11 @@ def poisoned(rows: Data) -> Data:
     return Data(task="classification", texts=texts, labels=labels, n_classes=2)
 
 
+@pytest.fixture
+def quick() -> dict[str, Any]:
+    return dict(QUICK)
+
+
 @pytest.fixture(scope="session")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Victim:
     from asepsis.training import Settings, defend
@@ -45,7 +50,9 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Victim:
     folder = tmp_path_factory.mktemp("victim") / "model"
     model, tokenizer = tiny_classifier(0)
     chosen = Settings(epochs=4, learning_rate=5e-3, batch_size=16, device="cpu", precision="fp32")
-    run = defend(model, poisoned(tiny_rows(320, 1)), defense=None, processing_class=tokenizer, settings=chosen)
+    run = defend(
+        model, poisoned(tiny_rows(320, 1)), defense=None, processing_class=tokenizer, settings=chosen
+    )
     run.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Victim(run.model.eval(), tokenizer, folder)
@@ -56,5 +63,9 @@ def guard(victim: Victim) -> Any:
     from asepsis import Guard, PsimConfig
 
     return Guard.fit(
-        str(victim.folder), victim.clean(300, 11), detector=PsimConfig(**QUICK), target_fpr=0.05, max_length=16
+        str(victim.folder),
+        victim.clean(300, 11),
+        detector=PsimConfig(**QUICK),
+        target_fpr=0.05,
+        max_length=16,
     )
