@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,10 @@ class PsimDetector(Detector):
             module, tokenizer, clean, seed=seed, batch_size=psim.config.batch_size, progress=progress
         )
         report = driver.run(script()).report
-        module.requires_grad_(False).eval()
+        with tempfile.TemporaryDirectory(prefix="asepsis-") as folder:
+            # what is calibrated is what will be loaded: saving folds a prompt encoder into its prompts
+            cls(module, tokenizer, asker, report).save(Path(folder))
+            module = reattach(model, Path(folder))
         return cls(module, tokenizer, asker, report)
 
     def scores(self, data: Data) -> NDArray[np.float32]:
