@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from asepsis.defenses._epur_config import EpurConfig as EpurConfig
     from asepsis.defenses._finemixing_config import FinemixingConfig as FinemixingConfig
     from asepsis.defenses._musclelora_config import MuscleloraConfig as MuscleloraConfig
+    from asepsis.defenses._psim_config import PsimConfig as PsimConfig
+    from asepsis.inference.guard import Guard as Guard
     from asepsis.training import Run as Run
     from asepsis.training import Settings as Settings
     from asepsis.training import defend as defend
@@ -41,7 +43,9 @@ _HOMES = {
     "ModelScan": "asepsis.core.drift",
     "EpurConfig": "asepsis.defenses._epur_config",
     "FinemixingConfig": "asepsis.defenses._finemixing_config",
+    "Guard": "asepsis.inference.guard",
     "MuscleloraConfig": "asepsis.defenses._musclelora_config",
+    "PsimConfig": "asepsis.defenses._psim_config",
     "Purified": "asepsis.training.purify",
     "Run": "asepsis.training",
     "Scan": "asepsis.training.scan",
@@ -61,8 +65,10 @@ __all__ = [
     "Data",
     "EpurConfig",
     "FinemixingConfig",
+    "Guard",
     "ModelScan",
     "MuscleloraConfig",
+    "PsimConfig",
     "Purified",
     "Run",
     "Scan",

@@ -31,6 +31,11 @@ VERBS: Table = {
         "data": "Say which rows look poisoned.",
         "model": "Compare a model with its base: which tokens moved more than training explains.",
     },
+    "guard": {
+        "": "Flag triggered inputs of a finished model.",
+        "fit": "Fit a detector to a model on clean rows, at a wanted false-positive rate.",
+        "check": "Say which rows of a file look triggered.",
+    },
     "export": "Write a trained folder as plain files, or merge its adapter into its base.",
     "verify": "Say whether a folder, its data and its base are still what its manifest says.",
     "cite": "Print the reference of a defense's paper.",

@@ -28,6 +28,18 @@ def defense_config(name: str, config: Path | None, pairs: list[str]) -> DefenseC
     return kind.from_dict(values)
 
 
+def detector_config(name: str, pairs: list[str]) -> DefenseConfig:
+    """Return the config of the detector called ``name``."""
+    from asepsis.inference import detectors
+
+    if name not in detectors.available():
+        raise typer.BadParameter(
+            f"no detector is called {name!r}; there are {', '.join(detectors.available())}"
+        )
+    kind: type[DefenseConfig] = detectors.load(name).config_type
+    return kind.from_dict(kind.parse_strings(dict(_pair(text) for text in pairs)))
+
+
 def several_configs(names: str, config: Path | None, pairs: list[str]) -> list[DefenseConfig]:
     """Return the configs of defenses named with commas between; a setting names its field, or ``defense.field``.
 

@@ -14,7 +14,12 @@ from asepsis.cli._exit import ExitCode
 def scan_data(
     *,
     data: Annotated[str, typer.Argument(metavar="FILE", help="Untrusted rows.")],
-    model: Annotated[str, typer.Option(help="What is trained to tell: a folder, a hub id or demo:encoder.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="What is trained to tell: a folder, a hub id or demo:encoder; for psim the poisoned model."
+        ),
+    ],
     method: Annotated[str, typer.Option(help="A defense that can scan.")] = "abl",
     clean: Annotated[str | None, typer.Option(help="Trusted rows that set the threshold.")] = None,
     target_fpr: Annotated[

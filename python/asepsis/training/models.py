@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from asepsis.core.export import mark_fresh
-from asepsis.data import Data
+from asepsis.core.export import fresh_tensors, mark_fresh
+from asepsis.data import Data, Task
 from asepsis.data.packaged import PackagedModel, packaged_model
 from asepsis.errors import ModelError
 
@@ -64,6 +64,33 @@ def load_trained(folder: str | Path) -> tuple[nn.Module, Any]:
     tokenizer = load_tokenizer(path)
     _pad(model, tokenizer)
     return model.eval(), tokenizer
+
+
+def load_task(name: str | Path, task: Task) -> tuple[nn.Module, Any]:
+    """Return a finished model of a task and its tokenizer: a folder, a hub id or a packaged name.
+
+    Raises
+    ------
+    ModelError
+        Nothing can be loaded from there, or it is for another task, or its head would have to be drawn anew.
+    """
+    wanted = "sequence-classification" if task == "classification" else "causal-lm"
+    if Path(name).is_dir():
+        model, tokenizer = load_trained(name)
+    else:
+        model = _load(str(name), wanted, None).eval()
+        tokenizer = load_tokenizer(name)
+        _pad(model, tokenizer)
+    inner: Any = model
+    plain = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    found = "sequence-classification" if "Classification" in type(plain).__name__ else "causal-lm"
+    if found != wanted:
+        raise ModelError(f"{name} is a {found} model, and the rows are for {task}")
+    if plain is model and (fresh := fresh_tensors(model)):
+        raise ModelError(
+            f"{name} has no trained head ({', '.join(fresh)} would be new): tune it on the task first"
+        )
+    return model, tokenizer
 
 
 def _load_adapted(path: Path, adapter: Path) -> nn.Module:

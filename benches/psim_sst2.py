@@ -1,0 +1,224 @@
+"""Guards on SST-2: what each detector flags of a poisoned model's inputs, whichever way the model was then adapted.
+
+    python benches/psim_sst2.py run --data FOLDER --output CELLS --victims VICTIMS [--stages scores adapted] [--seeds 0]
+    python benches/psim_sst2.py render --output CELLS > TABLE.md
+
+FOLDER holds ``sst2/{train,dev,test}.jsonl``; victims are made, and found again, as by ``weights_sst2.py``. A victim is adapted
+in five ways on clean training rows (stage ``adapted``), and each detector is fitted on the victim as it came, with the dev rows,
+and scores the test rows (stage ``scores``). Each cell is one JSON file, so a run that was stopped goes on where it was, and
+every adapted model meets every detector in the table without being trained again for it. The own confidence of the victim is a
+detector like the others: what does not beat it is not worth its pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _sst2 import drawn, save, spread
+from weights_sst2 import ATTACKS, LENGTH, TARGET, made, triggered
+
+import asepsis
+from asepsis.data import read
+from asepsis.errors import AsepsisError
+from asepsis.evaluation.metrics import auroc, tpr_at_fpr
+from asepsis.evaluation.predict import predict
+from asepsis.inference.detectors import available, load
+
+STRATEGIES = ("full", "lora", "prompt_tuning", "p_tuning", "prefix_tuning")
+RATES = (0.01, 0.05)
+
+
+def run(args: argparse.Namespace) -> None:
+    args.output.mkdir(parents=True, exist_ok=True)
+    kinds = {"scores": args.detectors, "adapted": args.strategies}
+    for seed, stage, attack in product(args.seeds, args.stages, args.attacks):
+        for name in kinds[stage]:
+            cell = args.output / f"{stage}-{name}-{attack}-seed{seed}.json"
+            if not cell.exists():
+                began = time.monotonic()
+                made_by = scores if stage == "scores" else adapted
+                row = {"stage": stage, "name": name, "attack": attack, "seed": seed}
+                row |= made_by(args, name, attack, seed)
+                save(cell, {**row, "seconds": time.monotonic() - began})
+
+
+def scores(args: argparse.Namespace, name: str, attack: str, seed: int) -> dict[str, Any]:
+    """What a detector flags at each rate; one that could not be fitted says why, and is no missing cell."""
+    victim = made(args, attack, seed)
+    kind = load(name).config_type
+    config = kind.from_dict(kind.parse_strings(dict(pair.split("=", 1) for pair in args.set)))
+    clean = read(args.data / "sst2" / "dev.jsonl")
+    clean = clean.select(drawn(len(clean), args.clean_rows, 100 + seed))
+    test, bad = (
+        some(args, read(args.data / "sst2" / "test.jsonl")),
+        some(args, triggered(args.data, attack, seed)),
+    )
+    options = {"detector": config, "seed": seed, "max_length": LENGTH}
+    try:
+        guard = asepsis.Guard.fit(str(victim), clean, target_fpr=RATES[-1], **options)
+    except AsepsisError as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    held = guard.manifest["data"]
+    sound, poisoned = guard.check(test).suspicion, guard.check(bad).suspicion
+    both = np.r_[sound, poisoned]
+    truth = np.r_[np.zeros(len(sound), bool), np.ones(len(poisoned), bool)]
+    thresholds = {str(RATES[-1]): guard.threshold}
+    for rate in RATES[:-1]:  # the detector of one seed is the same whatever the rate; its threshold is not
+        thresholds[str(rate)] = asepsis.Guard.fit(str(victim), clean, target_fpr=rate, **options).threshold
+    return {
+        "auroc": auroc(both, truth),
+        "tpr_at_1_fpr": tpr_at_fpr(both, truth, fpr=0.01),
+        "rates": {
+            rate: {
+                **threshold.to_dict(),
+                "clean": bits(threshold.flags(sound)),
+                "triggered": bits(threshold.flags(poisoned)),
+            }
+            for rate, threshold in thresholds.items()
+        },
+        "reference": {"clean": bits(sound > 0.7), "triggered": bits(poisoned > 0.7)}
+        if name == "psim"
+        else None,
+        "rows": held,
+        "report": guard.manifest["report"],
+        "config": config.to_dict(),
+        "versions": guard.manifest["versions"],
+    }
+
+
+def adapted(args: argparse.Namespace, name: str, attack: str, seed: int) -> dict[str, Any]:
+    """Which rows the adapted victim gets right, and which attacks succeed."""
+    victim = made(args, attack, seed)
+    train = read(args.data / "sst2" / "train.jsonl")
+    rows = train.select(drawn(len(train), args.adapt_rows, 200 + seed))
+    settings = asepsis.Settings(
+        epochs=args.adapt_epochs,
+        learning_rate=2e-5 if name == "full" else args.learning_rate,
+        max_length=LENGTH,
+        seed=seed,
+    )
+    model = asepsis.defend(str(victim), rows, defense=None, settings=settings, peft_config=peft_config(name))
+    test, bad = (
+        some(args, read(args.data / "sst2" / "test.jsonl")),
+        some(args, triggered(args.data, attack, seed)),
+    )
+    right = predict(model.model, model.tokenizer, test, max_length=LENGTH) == test.labels
+    hit = predict(model.model, model.tokenizer, bad, max_length=LENGTH) == TARGET
+    return {"right": bits(right), "hit": bits(hit), "settings": vars(settings)}
+
+
+def peft_config(name: str) -> Any:
+    from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+
+    kind = {"task_type": "SEQ_CLS"}
+    return {
+        "full": lambda: None,
+        "lora": lambda: LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, **kind),
+        "prompt_tuning": lambda: PromptTuningConfig(num_virtual_tokens=5, **kind),
+        "p_tuning": lambda: PromptEncoderConfig(num_virtual_tokens=5, encoder_hidden_size=128, **kind),
+        "prefix_tuning": lambda: PrefixTuningConfig(num_virtual_tokens=5, **kind),
+    }[name]()
+
+
+def some(args: argparse.Namespace, rows: Any) -> Any:
+    """The first rows only, for a trial."""
+    return rows if args.test_rows is None else rows.select(range(min(args.test_rows, len(rows))))
+
+
+def bits(flags: np.ndarray) -> str:
+    return "".join("1" if flag else "0" for flag in flags)
+
+
+def array(text: str) -> np.ndarray:
+    return np.array([c == "1" for c in text])
+
+
+def render(args: argparse.Namespace) -> None:
+    cells = [json.loads(path.read_text()) for path in sorted(args.output.glob("*-seed*.json"))]
+    by = {(c["stage"], c["name"], c["attack"], c["seed"]): c for c in cells}
+    detectors = sorted({c["name"] for c in cells if c["stage"] == "scores"})
+    attacks = [a for a in ATTACKS if any(c["attack"] == a for c in cells)]
+    seeds = sorted({c["seed"] for c in cells})
+    print(
+        "| attack | detector | seeds | failed | AUROC | TPR at 1 % FPR | at | clean flagged | triggered flagged |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for attack, name, rate in product(attacks, detectors, [*map(str, RATES), "reference"]):
+        found = [by[key] for seed in seeds if (key := ("scores", name, attack, seed)) in by]
+        fitted = [c for c in found if "error" not in c and at_rate(c, rate)]
+        if not fitted:
+            continue
+        failed = sum("error" in c for c in found)
+        pair = [[array(at_rate(c, rate)[k]).mean() for c in fitted] for k in ("clean", "triggered")]
+        areas, tprs = [c["auroc"] for c in fitted], [c["tpr_at_1_fpr"] for c in fitted]
+        print(
+            f"| {attack} | {name} | {len(fitted)} | {failed} | {spread(areas)} | {spread(tprs)} | {rate} | "
+            f"{spread(pair[0])} | {spread(pair[1])} |"
+        )
+    print("\n| attack | adapted by | guard | seeds | CACC | ASR |\n|---|---|---|---|---|---|")
+    for attack, strategy, name in product(attacks, STRATEGIES, ["none", *detectors]):
+        pairs = [behind(by, strategy, name, attack, seed) for seed in seeds]
+        both = [pair for pair in pairs if pair is not None]
+        if both:
+            numbers = " | ".join(spread([pair[k] for pair in both]) for k in (0, 1))
+            print(f"| {attack} | {strategy} | {name} | {len(both)} | {numbers} |")
+
+
+def at_rate(cell: dict[str, Any], rate: str) -> dict[str, Any] | None:
+    return cell["reference"] if rate == "reference" else cell["rates"].get(rate)
+
+
+def behind(by: Any, strategy: str, name: str, attack: str, seed: int) -> tuple[float, float] | None:
+    """CACC and ASR of an adapted model behind a guard at the larger rate: what is flagged is not answered."""
+    model, guard = by.get(("adapted", strategy, attack, seed)), by.get(("scores", name, attack, seed))
+    if model is None or (name != "none" and (guard is None or "error" in guard)):
+        return None
+    right, hit = array(model["right"]), array(model["hit"])
+    if name != "none":
+        flags = guard["rates"][str(RATES[-1])]
+        right, hit = right & ~array(flags["clean"]), hit & ~array(flags["triggered"])
+    return float(right.mean()), float(hit.mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(required=True)
+    runs = verbs.add_parser("run")
+    runs.add_argument("--data", type=Path, required=True)
+    runs.add_argument("--output", type=Path, required=True)
+    runs.add_argument("--victims", type=Path, required=True, help="where victims are kept between stages")
+    runs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    runs.add_argument(
+        "--attacks", nargs="+", default=["badnets", "addsent", "ep", "sos"], choices=list(ATTACKS)
+    )
+    runs.add_argument("--stages", nargs="+", default=["scores", "adapted"], choices=["scores", "adapted"])
+    runs.add_argument("--detectors", nargs="+", default=available(), choices=available())
+    runs.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
+    runs.add_argument("--set", nargs="*", default=[], help="field=value of the one detector's config")
+    runs.add_argument("--epochs", type=float, default=2.0, help="of the victims' training")
+    runs.add_argument("--rows", type=int, default=3000, help="training rows of the victims")
+    runs.add_argument("--clean-rows", type=int, default=872, help="dev rows for the guard")
+    runs.add_argument("--adapt-rows", type=int, default=3000, help="clean rows the victim is adapted on")
+    runs.add_argument("--adapt-epochs", type=float, default=3.0)
+    runs.add_argument("--learning-rate", type=float, default=2e-3, help="of the adapters")
+    runs.add_argument("--test-rows", type=int, help="measure on the first rows only")
+    runs.set_defaults(verb=run)
+    renders = verbs.add_parser("render")
+    renders.add_argument("--output", type=Path, required=True)
+    renders.set_defaults(verb=render)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    args = parser.parse_args()
+    args.verb(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""``asepsis guard check``: which rows look triggered? Exit code 1 when more do than clean rows would."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asepsis.cli._exit import ExitCode
+
+
+class FailOn(str, Enum):
+    """From which finding on the exit code is 1."""
+
+    more = "more"
+    any = "any"
+    never = "never"
+
+
+def guard_check(
+    *,
+    guard: Annotated[Path, typer.Argument(metavar="GUARD", help="A folder written by guard fit.")],
+    data: Annotated[str, typer.Argument(metavar="FILE", help="Rows to judge; only their texts are read.")],
+    model: Annotated[
+        str | None, typer.Option(help="The guarded model, where it has moved since the guard was fitted.")
+    ] = None,
+    json_output: Annotated[
+        Path | None, typer.Option("--json", help="Write every row's suspicion here.")
+    ] = None,
+    fail_on: Annotated[
+        FailOn,
+        typer.Option(help="Exit with 1 for more flagged rows than chance explains, for any, or never."),
+    ] = FailOn.more,
+    text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
+) -> ExitCode:
+    """Say which rows look triggered."""
+    from asepsis.cli._outputs import check_folders
+    from asepsis.errors import NoRows
+    from asepsis.inference.guard import Guard
+    from asepsis.training.checkpoint import write_whole
+
+    check_folders(json_output)
+    loaded = Guard.load(guard, model)
+    try:
+        rows = _rows(data, text_column, loaded.manifest)
+    except NoRows as error:
+        typer.echo(f"asepsis: nothing to scan: {error}", err=True)
+        return ExitCode.NOTHING
+    found = loaded.check(rows, control=True)
+    if json_output is not None:
+        write_whole(json_output, json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
+    flagged, expected = int(found.flagged.sum()), found.threshold.expected_fpr * len(rows)
+    more = "more than chance explains" if found.verdict == "findings" else "no more than chance explains"
+    typer.echo(
+        f"{found.detector}: flagged {flagged} of {len(rows)} rows; of clean rows about {expected:.1f}: {more}"
+    )
+    if (control := found.control_flagged) is not None:
+        typer.echo(f"without it, the model's own confidence flags {int(control.sum())}")
+    for row in found.flagged.nonzero()[0][:10].tolist():
+        typer.echo(f"  row {row}  {found.suspicion[row]:.4f}  {_shown(rows.texts[row])}")
+    wanted = {FailOn.more: found.verdict == "findings", FailOn.any: flagged > 0, FailOn.never: False}
+    return ExitCode.FINDINGS if wanted[fail_on] else ExitCode.OK
+
+
+def _rows(source: str, text_column: str, manifest: dict[str, Any]) -> Any:
+    """Read texts: a column of them, or the prompts of instruction rows. Rows need no label."""
+    import numpy as np
+
+    from asepsis.data import Data, read, read_rows
+    from asepsis.errors import DataError
+
+    task = manifest["task"]
+    if not Path(source).exists():
+        return read(source, text_column=text_column, task=task, n_classes=manifest["n_classes"])
+    rows = read_rows(source)
+    if text_column not in rows[0]:
+        if task == "causal":
+            return read(source, task="causal")
+        raise DataError(f"{source}: no column {text_column!r}; columns there: {', '.join(map(str, rows[0]))}")
+    texts: list[Any] = [row.get(text_column) for row in rows]
+    if missing := [at for at, text in enumerate(texts) if not isinstance(text, str)]:
+        raise DataError(f"{source}, row {missing[0]}: {text_column!r} is no text")
+    if task == "causal":
+        return Data(task="causal", texts=texts, responses=[""] * len(texts), source=source)
+    labels = np.zeros(len(texts), np.int64)
+    return Data(task=task, texts=texts, labels=labels, n_classes=manifest["n_classes"], source=source)
+
+
+def _shown(text: str) -> str:
+    """One line of a text that somebody else wrote: a terminal would obey what it hides."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return plain if len(plain) <= 60 else plain[:57] + "..."

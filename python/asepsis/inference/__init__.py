@@ -1,0 +1,1 @@
+"""Guards: what stands in front of a model that may be poisoned, at inference."""

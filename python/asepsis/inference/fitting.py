@@ -1,0 +1,89 @@
+"""What happens before and around the fit of a guard: names resolved, the model lent, rows divided."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from asepsis.core.conformal import Threshold, calibrate, measured
+from asepsis.data import Data
+from asepsis.defenses.base import DefenseConfig
+from asepsis.errors import ConfigError, ModelError
+from asepsis.inference.detectors import available, load
+from asepsis.inference.detectors.base import Detector
+from asepsis.training.models import load_task
+
+
+@contextlib.contextmanager
+def lent(model: Any) -> Iterator[None]:
+    """Put a model in evaluation mode for a while, as detectors are lent it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def chosen(detector: str | DefenseConfig) -> tuple[type[Detector], Any]:
+    """Return the class and the config that a name or a config stands for."""
+    if isinstance(detector, str):
+        kind: type[Detector] = load(detector)
+        return kind, kind.config_type()
+    for name in available():
+        kind = load(name)
+        if kind.config_type is type(detector):
+            return kind, detector
+    raise ConfigError(f"{type(detector).__name__} belongs to no detector; there are {', '.join(available())}")
+
+
+def prepared(
+    model: Any, processing_class: Any, rows: Data | None, *, manifest: dict[str, Any] | None = None
+) -> tuple[Any, Any, Any]:
+    """Return model, a tokenizer of the guard's own, and the rows with as many classes as the model has."""
+    task = rows.task if rows is not None else (manifest or {})["task"]
+    if isinstance(model, torch.nn.Module):
+        if processing_class is None:
+            raise ModelError("a model given as a module needs its tokenizer: processing_class=...")
+        network, tokenizer = model, processing_class
+        if tokenizer.pad_token_id is None:
+            raise ModelError(
+                "the tokenizer has no pad token; set one, for example tokenizer.pad_token = eos_token"
+            )
+    else:
+        network, tokenizer = load_task(model, task)
+    if rows is not None and rows.labels is not None:
+        config: Any = network.config
+        n = int(config.num_labels)
+        if (rows.n_classes or 0) > n:
+            raise ModelError(f"the model has {n} classes, the clean rows have {rows.n_classes}")
+        rows = replace(rows, n_classes=n)
+    # a fast tokenizer cannot be used from two threads at once: the pipeline keeps its own
+    own = copy.deepcopy(tokenizer)
+    own.padding_side = "right"
+    return network, own, rows
+
+
+def parts(rows: Data, least: int, held: int, *, seed: int) -> tuple[Data, Data]:
+    """Return rows to learn from and rows to calibrate on: half and half, or as many as calibrating needs."""
+    if not least:
+        return rows, rows
+    order = np.random.default_rng(seed).permutation(len(rows))
+    cut = max(held, len(rows) // 2)
+    cut = min(cut, len(rows) - least)
+    return rows.select(np.sort(order[cut:])), rows.select(np.sort(order[:cut]))
+
+
+def threshold_for(detector: Detector, held: Data, target_fpr: float, confidence: float | None) -> Threshold:
+    """Return a detector's own threshold with the rate it has, or one calibrated for the wanted rate."""
+    scores, own = detector.scores(held), detector.own_threshold()
+    if own is not None:
+        return measured(own, scores)
+    return calibrate(scores, target_fpr, confidence=confidence)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from asepsis.core.conformal import Threshold, beta_quantile, calibrate, needed_rows
+from asepsis.errors import ConfigError, DataError, MissingReference
+
+
+@pytest.mark.parametrize(
+    ("n", "rate", "rank"),
+    [
+        (99, 0.01, 99),  # ceil(100 * 0.99): the largest of 99
+        (199, 0.01, 198),
+        (9, 0.1, 9),
+        (10, 0.1, 10),  # ceil(11 * 0.9) = ceil(9.9)
+        (19, 0.1, 18),
+        (4, 0.5, 3),  # ceil(2.5)
+        (1, 0.9, 1),  # one clean row: above it, whatever rate above a half is wanted
+    ],
+)
+def test_the_threshold_is_the_conformal_order_statistic(n, rate, rank):
+    clean = np.random.default_rng(0).permutation(np.arange(1, n + 1)).astype(np.float32)
+    assert calibrate(clean, rate).value == rank
+
+
+@pytest.mark.parametrize(("rate", "needed"), [(0.01, 99), (0.05, 19), (0.1, 9), (0.5, 1), (0.03, 33)])
+def test_too_few_clean_rows_are_refused_with_the_number_needed(rate, needed):
+    assert needed_rows(rate) == needed
+    calibrate(np.zeros(needed, np.float32), rate)
+    with pytest.raises(MissingReference, match=rf"at least {needed} clean rows, got {needed - 1}"):
+        calibrate(np.zeros(needed - 1, np.float32), rate)
+
+
+def test_more_certainty_needs_more_rows():
+    assert needed_rows(0.01, confidence=0.95) == 299  # 1 - 0.99^299 >= 0.95
+    calibrate(np.zeros(299, np.float32), 0.01, confidence=0.95)
+    with pytest.raises(MissingReference, match=r"held with probability 0\.95 needs at least 299"):
+        calibrate(np.zeros(298, np.float32), 0.01, confidence=0.95)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 1.5, math.nan])
+def test_a_rate_outside_the_open_unit_interval_is_refused(rate):
+    with pytest.raises(ConfigError, match="target_fpr"):
+        needed_rows(rate)
+    with pytest.raises(ConfigError, match="confidence"):
+        needed_rows(0.1, confidence=rate)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_is_refused(bad):
+    with pytest.raises(DataError, match="1 of 20 clean scores are not finite"):
+        calibrate(np.r_[np.zeros(19), bad].astype(np.float32), 0.1)
+
+
+@pytest.mark.parametrize(("n", "rate"), [(20, 0.1), (50, 0.05), (99, 0.01)])
+def test_fresh_clean_rows_are_flagged_at_most_at_the_wanted_rate(n, rate):
+    rng = np.random.default_rng(7)
+    draws = 2000
+    # A heavy tail: the guarantee must not lean on normality.
+    calibration = rng.standard_cauchy((draws, n)).astype(np.float32)
+    fresh = rng.standard_cauchy((draws, 100)).astype(np.float32)
+    found = [calibrate(row, rate) for row in calibration]
+    flagged = float((fresh > np.array([t.value for t in found])[:, None]).mean())
+    exact = 1 - math.ceil((n + 1) * (1 - rate) - 1e-9) / (n + 1)
+    assert flagged == pytest.approx(exact, abs=0.006)
+    assert exact == pytest.approx(found[0].expected_fpr) and exact <= rate + 1e-12
+
+
+@pytest.mark.parametrize("confidence", [None, 0.9])
+def test_over_200_calibrations_the_rate_is_kept_as_often_as_promised(confidence):
+    rng = np.random.default_rng(3)
+    clean = rng.random((200, 400)).astype(
+        np.float32
+    )  # uniform: the realized rate of a threshold is 1 - value
+    found = [calibrate(row, 0.05, confidence=confidence) for row in clean]
+    realized = 1 - np.array([t.value for t in found])
+    promised = found[0].chance
+    # three standard deviations of 200 draws
+    assert (realized <= 0.05).mean() == pytest.approx(
+        promised, abs=3 * math.sqrt(promised * (1 - promised) / 200)
+    )
+    inside = ((realized >= found[0].low) & (realized <= found[0].high)).mean()
+    assert inside == pytest.approx(0.95, abs=3 * math.sqrt(0.05 * 0.95 / 200))
+    assert promised >= (confidence or 0.5) and realized.mean() == pytest.approx(
+        found[0].expected_fpr, abs=0.003
+    )
+
+
+def test_a_confidence_never_lowers_the_threshold():
+    clean = np.random.default_rng(0).random(500).astype(np.float32)
+    values = [calibrate(clean, 0.05, confidence=c).value for c in (None, 0.6, 0.9, 0.99)]
+    assert values == sorted(values) and values[0] < values[-1]
+
+
+def test_ties_at_the_threshold_are_not_flagged():
+    clean = np.zeros(99, np.float32)
+    assert not calibrate(clean, 0.01).flags(clean).any()
+
+
+def test_a_clean_score_of_32_bits_is_not_above_itself_after_json():
+    scores = np.float32([0.1, 0.2, 0.7, 0.3])
+    found = Threshold(**json.loads(json.dumps(calibrate(scores, 0.2).to_dict())))
+    assert found.flags(scores).tolist() == [False] * 4 and found.flags(np.float32([0.7000001])).all()
+
+
+@pytest.mark.parametrize(("a", "b"), [(1, 1), (1, 99), (2, 198), (50, 951), (300, 1), (1000, 9001)])
+@pytest.mark.parametrize("p", [0.025, 0.5, 0.975])
+def test_beta_quantiles_are_those_of_scipy(p, a, b):
+    stats = pytest.importorskip("scipy.stats")
+    assert beta_quantile(p, a, b) == pytest.approx(float(stats.beta.ppf(p, a, b)), rel=1e-8)
