@@ -7,17 +7,8 @@ import pytest
 import torch
 
 from asepsis.errors import ConfigError, ModelError
-from asepsis.inference.detectors._answers import Answers, entropy, evaluating, log_odds_of_best
+from asepsis.inference.detectors._answers import Answers, entropy, evaluating
 from asepsis.testing import tiny_causal, tiny_classifier, tiny_pairs, tiny_rows
-
-
-def test_log_odds_follow_the_probability_and_go_on_where_it_rounds_to_one():
-    logits = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 60.0], [80.0, 0.0]], dtype=torch.float64)
-    odds = log_odds_of_best(logits)
-    best = logits.softmax(1).max(1).values
-    torch.testing.assert_close(odds[:2], (best / (1 - best)).log()[:2])
-    assert odds.tolist() == sorted(odds.tolist()) and len({*odds.tolist()}) == 4
-    assert best[2:].tolist() == [1.0, 1.0]
 
 
 def test_entropy_is_that_of_the_distribution():

@@ -12,7 +12,7 @@ from asepsis.errors import CheckpointError, ConfigError, DataError
 from asepsis.inference.detectors import available, load
 from asepsis.testing import TRIGGER, tiny_causal, tiny_pairs, tiny_rows
 
-NAMES = ["confidence", "onion", "rap", "strip"]
+NAMES = ["onion", "rap", "strip"]
 ODD = ["", "   \n", "word1", TRIGGER, "é漢字🙂\u200d \u00a0 word2", "word3\n\nword4 topic0a", "x" * 500]
 
 
@@ -110,15 +110,15 @@ def test_a_missing_or_broken_file_is_said(name, content, fitted, bag, tmp_path):
         load(name).load(tmp_path, detector.state(), *bag)
 
 
-@pytest.mark.parametrize("name", ["confidence", "rap", "strip"])
+@pytest.mark.parametrize("name", ["rap", "strip"])
 def test_rows_of_another_task_are_refused(name, fitted):
     with pytest.raises(DataError, match="for the task 'causal'"):
         fitted(name).scores(tiny_pairs(2, 0))
 
 
-@pytest.mark.parametrize("name", ["confidence", "strip"])
-def test_limits_below_one_are_refused(name, fitted):
-    for option in ("max_length", "batch_size"):
+@pytest.mark.parametrize(("option", "names"), [("max_length", ["strip"]), ("batch_size", ["rap", "strip"])])
+def test_limits_below_one_are_refused(option, names, fitted):
+    for name in names:
         with pytest.raises(ConfigError, match=f"{option} must be at least 1, got 0"):
             fitted(name, **{option: 0})
 
@@ -129,7 +129,7 @@ def test_the_module_says_its_paper_its_deviations_its_cost_and_when_not_to_trust
 
     said = sys.modules[load(name).__module__].__doc__ or ""
     assert "When not to trust it" in said and "forward pass" in said
-    assert "No paper." in said if name == "confidence" else "arXiv" in said and "Deviations" in said
+    assert "arXiv" in said and "Deviations" in said
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -184,10 +184,3 @@ def entropy(logits: Tensor) -> Tensor:
     """Return the entropy of ``softmax(logits)`` in nats, [B, C] to [B]."""
     logs = torch.log_softmax(logits, dim=1)
     return -(logs.exp() * logs).sum(dim=1)
-
-
-def log_odds_of_best(logits: Tensor) -> Tensor:
-    """Return ``ln(p / (1 - p))`` of the largest probability, [B, C] to [B]: it goes on where ``p`` rounds to 1."""
-    best, at = logits.max(dim=1)
-    rest = logits.scatter(1, at[:, None], -torch.inf)
-    return best - torch.logsumexp(rest, dim=1)

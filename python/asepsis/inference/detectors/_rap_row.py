@@ -103,12 +103,14 @@ class Prober:
 
     def start(self) -> Tensor:
         """Return a vector [D] to train from, fp32: the mean direction of all word vectors, of their median length."""
-        n = len(self.words.weight)  # type: ignore[arg-type]
+        words: Any = self.words
+        n = len(words.weight)
         ids = torch.arange(0, n, max(1, n // _MOST_LOOKED_UP), device=self.device)
         with torch.no_grad():
-            found = self.words(ids[None])[0].float()  # as looked up: some models scale
+            found = words(ids[None])[0].float()  # as looked up: some models scale
         mean: Tensor = found.mean(dim=0)
-        return mean * (found.norm(dim=1).median() / mean.norm().clamp(min=1e-8))
+        size: Tensor = found.norm(dim=1).median() / mean.norm().clamp(min=1e-8)
+        return mean * size
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return token ids, one short of ``max_length``, so that the same are read with the word and without."""

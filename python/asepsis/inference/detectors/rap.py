@@ -36,6 +36,7 @@ a clean input's. Few clean rows of a class overfit the vector.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -280,7 +281,7 @@ def _words(
             step_size=config.step_size,
             step_rows=config.step_rows,
             seed=seed,
-            stepped=lambda n, done=done: progress("rap", done + n, len(classes) * config.steps),
+            stepped=partial(_tell, progress, done, len(classes) * config.steps),
         )
         if word.drop < config.drop_low / 2:
             raise DefenseInert(
@@ -290,3 +291,7 @@ def _words(
             )
         words[label] = word
     return words
+
+
+def _tell(progress: Progress, done: int, of: int, steps: int) -> None:
+    progress("rap", done + steps, of)
