@@ -55,6 +55,26 @@ def test_the_next_token_is_the_one_after_the_last_of_the_prompt(without_keep, mo
         assert value == pytest.approx(alone, abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["lora", "prompt"])
+def test_the_next_token_of_an_adapted_model_is_the_adapted_one(kind):
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+    model, tokenizer = tiny_causal(0)
+    config = (
+        LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False)
+        if kind == "lora"
+        else PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    )
+    adapted = get_peft_model(model, config).eval()
+    texts = ["word1 word2 word3", "word4"]
+    answers = Answers(model=adapted, tokenizer=tokenizer, task="causal", max_length=8, batch_size=2)
+    found = answers.read(texts, lambda logits: logits[:, 7])
+    for text, value in zip(texts, found.tolist(), strict=True):
+        with torch.no_grad():
+            alone = adapted(**tokenizer([text], return_tensors="pt")).logits[0, -1, 7].item()
+        assert value == pytest.approx(alone, abs=1e-6)
+
+
 def test_a_long_prompt_is_read_at_its_end_and_a_long_text_at_its_beginning():
     long = " ".join(["word1"] * 30)
     for task, (model, tokenizer), other in (

@@ -86,6 +86,21 @@ def test_the_exchanged_vector_is_what_a_written_embedding_row_would_be(family):
     assert (found - asked.probabilities(asked.encode(texts))).abs().max() > 1e-3
 
 
+def test_an_adapted_model_reads_the_word_and_stays_as_it_was():
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = tiny_classifier(0)
+    adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", init_lora_weights=False)).eval()
+    before = {name: value.clone() for name, value in adapted.state_dict().items()}
+    asked = prober(adapted, tokenizer)
+    rows = asked.encode(["word1 word2"])
+    with torch.no_grad():
+        plain = adapted(**tokenizer(["word1 word2"], return_tensors="pt")).logits.double().softmax(1)
+        torch.testing.assert_close(asked.probabilities(rows), plain, rtol=0, atol=1e-6)
+        assert (asked.with_word(rows, torch.randn(1, 32)) - plain).abs().max() > 1e-5
+    assert all(torch.equal(value, before[name]) for name, value in adapted.state_dict().items())
+
+
 def test_the_token_that_stands_in_the_words_place_keeps_its_own_vector_elsewhere(bag):
     model, tokenizer = bag
     asked = prober(model, tokenizer)

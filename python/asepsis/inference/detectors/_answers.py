@@ -148,11 +148,14 @@ class Answers:
         last = inputs["attention_mask"].sum(dim=1) - 1
         outer: Any = self.model
         plain = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
-        if "logits_to_keep" in inspect.signature(plain.forward).parameters:
+        virtual = getattr(getattr(outer, "active_peft_config", None), "is_prompt_learning", False)
+        if "logits_to_keep" in inspect.signature(plain.forward).parameters and not virtual:
             kept, place = torch.unique(last, return_inverse=True)
             logits: Tensor = self.model(**inputs, logits_to_keep=kept).logits
         else:
-            place, logits = last, self.model(**inputs).logits
+            logits = self.model(**inputs).logits
+            # virtual tokens, where there are any, stand in front
+            place = last + logits.shape[1] - inputs["input_ids"].shape[1]
         if logits.ndim != 3:
             raise ModelError("the model is no causal LM: its logits are not [rows, tokens, vocabulary]")
         return logits[torch.arange(len(place), device=logits.device), place]

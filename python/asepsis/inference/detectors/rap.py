@@ -6,8 +6,8 @@ Paper: "RAP: Robustness-Aware Perturbations for Defending against Backdoor Attac
 Certain, from the abstract and a figure's caption: a word-based perturbation tells poisoned samples from clean ones by a
 gap of robustness; the word goes to the first position, so that it is never cut off, both when it is made and when it is
 used; ``delta = p(x; y_T) - p(x + word; y_T)``. Recalled and not checked against the paper's text: the word's embedding
-alone is trained, on clean rows of the target class, so that ``delta`` lies between 0.1 and 0.3; Adam-like steps of 0.01
-for 5 epochs; the bar is a low quantile of ``delta`` on clean rows of the target class; inputs that the model does not
+alone is trained, on clean rows of the target class, so that ``delta`` lies between 0.1 and 0.3; a learning rate of
+0.01 for 5 epochs; the bar is a low quantile of ``delta`` on clean rows of the target class; inputs that the model does not
 take for the target class are let through.
 
 Algorithm here. For each class ``t`` that is protected: rows of class ``t`` that the model takes for ``t``; minimize the mean
@@ -23,7 +23,7 @@ Deviations
 * Adam, with a step relative to the size of the vector, for a fixed number of steps.
 * An input taken for a class that is not protected has suspicion -2, below every other.
 
-Cost: two forward passes per input. Fitting: ``steps`` forward and backward passes of ``batch_size`` rows per class.
+Cost: two forward passes per input. Fitting: ``steps`` forward and backward passes of ``step_rows`` rows per class.
 
 When not to trust it
 --------------------
@@ -35,7 +35,6 @@ a clean input's. Few clean rows of a class overfit the vector.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -49,7 +48,8 @@ from asepsis.data import Data
 from asepsis.defenses.base import DefenseConfig
 from asepsis.errors import CheckpointError, ConfigError, DefenseInert, MissingReference
 from asepsis.inference.detectors._answers import evaluating
-from asepsis.inference.detectors._checks import at_least, of_task
+from asepsis.inference.detectors._checks import of_task
+from asepsis.inference.detectors._rap_config import RapConfig
 from asepsis.inference.detectors._rap_row import Prober
 from asepsis.inference.detectors._rap_training import Trained, train_word
 from asepsis.inference.detectors.base import Detector
@@ -60,47 +60,6 @@ if TYPE_CHECKING:
 
 _FILE = "rap.safetensors"
 _UNPROTECTED = -2.0  # -delta lies in [-1, 1]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RapConfig(DefenseConfig):
-    """Settings of RAP.
-
-    Attributes
-    ----------
-    target_label : int or None
-        The class to protect; None for every class.
-    drop_low, drop_high : float
-        Drop of probability wanted on clean rows; 0.1 and 0.3 as recalled from the paper.
-    low_scale : float
-        Weight of too small a drop against too large a one; 1 as recalled from the paper.
-    steps : int
-        Steps of the training of each vector.
-    step_size : float
-        Of Adam, as a share of the vector's root mean square.
-    step_rows : int
-        Rows in one step.
-    """
-
-    target_label: int | None = None
-    drop_low: float = 0.1
-    drop_high: float = 0.3
-    low_scale: float = 1.0
-    steps: int = 150
-    step_size: float = 0.1
-    step_rows: int = 32
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(1, steps=self.steps, step_rows=self.step_rows)
-        if not 0 < self.drop_low < self.drop_high <= 1:
-            raise ConfigError(
-                f"0 < drop_low < drop_high <= 1 must hold, got {self.drop_low!r} and {self.drop_high!r}; "
-                "the paper's are 0.1 and 0.3"
-            )
-        for name in ("low_scale", "step_size"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} must be positive and finite, got {getattr(self, name)!r}")
 
 
 class Rap(Detector):
