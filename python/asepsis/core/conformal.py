@@ -29,25 +29,26 @@ class Threshold:
     Attributes
     ----------
     value : float
-    target_fpr : float
-        Wanted share of clean rows flagged, in (0, 1).
+    target_fpr : float or None
+        Wanted share of clean rows flagged, in (0, 1); None for a threshold that was given and only measured.
     n : int
-        Clean rows it was calibrated on.
+        Clean rows it was calibrated or measured on.
     expected_fpr : float
-        Share of clean rows flagged, on average over draws of the ``n`` rows; at most ``target_fpr``.
+        Share of clean rows flagged, on average over draws of the ``n`` rows; at most ``target_fpr``. Of a given threshold
+        the share of the ``n`` rows.
     low, high : float
         95 % interval of the share that this one threshold realizes. With ties the true ends lie lower.
-    chance : float
+    chance : float or None
         Probability that the realized share is ``target_fpr`` or less.
     """
 
     value: float
-    target_fpr: float
+    target_fpr: float | None
     n: int
     expected_fpr: float
     low: float
     high: float
-    chance: float
+    chance: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it JSON-ready; ``Threshold(**...)`` takes it back."""
@@ -116,6 +117,29 @@ def calibrate(
         high=beta_quantile(1 - side, above, n + 1 - above),
         chance=float(_tails(n, target_fpr)[above - 1]),
     )
+
+
+def measured(value: float, clean_scores: NDArray[np.float32]) -> Threshold:
+    """Return a given threshold with the share of clean scores it flags and that share's interval (Clopper, Pearson)."""
+    scores = np.asarray(clean_scores, np.float32)
+    n, above = len(scores), int((scores > np.float32(value)).sum())
+    if n == 0:
+        raise MissingReference("a threshold is measured on clean rows, and there are none")
+    side = (1 - _LEVEL) / 2
+    return Threshold(
+        value=float(value),
+        target_fpr=None,
+        n=n,
+        expected_fpr=above / n,
+        low=beta_quantile(side, above, n + 1 - above) if above else 0.0,
+        high=beta_quantile(1 - side, above + 1, n - above) if above < n else 1.0,
+        chance=None,
+    )
+
+
+def exceeds(flagged: int, n: int, rate: float) -> bool:
+    """Whether more rows are flagged than clean rows would be, beyond three standard deviations of chance."""
+    return flagged > n * rate + 3 * math.sqrt(n * rate * (1 - rate))
 
 
 @functools.lru_cache(maxsize=256)

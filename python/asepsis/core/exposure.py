@@ -119,6 +119,9 @@ def part_to_train(
     ModelError
         The word embeddings cannot be trained, see :func:`word_embeddings`.
     """
+    if isinstance(request.network, nn.Module):
+        yield request.network
+        return
     if (request.network, request.trainable) == ("full", "all"):
         yield model
         return

@@ -13,15 +13,17 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from asepsis.core.alignment import Alignment
 from asepsis.core.losses import LossRule
+from asepsis.core.outcome import Acted as Acted
+from asepsis.core.outcome import Ids as Ids
+from asepsis.core.outcome import Outcome as Outcome
 from asepsis.core.quality import Quality
 from asepsis.core.weights import Vocabulary
 from asepsis.data import Data
 from asepsis.errors import ConfigError
-
-Ids = NDArray[np.int64]
 
 #: What a training runs: the model, or its embedding block with the mean over tokens and a new linear head on top.
 #: The mean leaves padding out, or, as one paper's code has it, takes every row as padded to the full length.
@@ -139,11 +141,45 @@ class Score:
         Rows to score; None means all. The others get NaN and count 0.
     relabel : Relabel or None
         Score these answers instead of the rows' own (classifiers only).
+    data : Data or None
+        Other rows than the run's; ``rows`` are then ids of these.
+    network : Module or None
+        What scores them instead of the model.
     """
 
     name: str = "score"
     rows: Ids | None = None
     relabel: Relabel | None = None
+    data: Data | None = None
+    network: nn.Module | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continue:
+    """Ask how a causal LM goes on after prompts, greedily. Answer: :class:`Continued`.
+
+    Attributes
+    ----------
+    name : str
+        Shown in progress and logs.
+    tokens : int
+        How many tokens; a row that ends earlier has fewer.
+    rows, data, network
+        As for :class:`Score`.
+    """
+
+    name: str
+    tokens: int
+    rows: Ids | None = None
+    data: Data | None = None
+    network: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Continued:
+    """How sure each step was: log-probability of the token taken, float32 [N, tokens]; NaN after a row's end."""
+
+    log_probability: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -166,11 +202,14 @@ class Losses:
         Targets: 1 for a classifier, response tokens for a causal LM.
     correct : ndarray of bool [N] or None
         Whether a classifier predicts the row's class; False for rows not scored.
+    logits : ndarray float32 [N, C] or None
+        Of a classifier; NaN for rows not scored.
     """
 
     total: NDArray[np.float32]
     count: NDArray[np.int64]
     correct: NDArray[np.bool_] | None = None
+    logits: NDArray[np.float32] | None = None
 
     @property
     def mean(self) -> NDArray[np.float32]:
@@ -185,6 +224,26 @@ class Records(Protocol):
 
     def snapshot(self, step: int, losses: Losses) -> None:
         """Record one evaluation pass taken after ``step`` optimizer steps."""
+
+
+Verdict = Literal["go on", "keep", "take", "back"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checks:
+    """Look at what is being trained every few steps, and decide when it is enough.
+
+    Attributes
+    ----------
+    every : int
+        Optimizer steps between two looks; the first is after that many, and there is one after the last step.
+    look : callable
+        Given the step, a script that asks with :class:`Score` and :class:`Continue`, and returns what to do: go on, keep
+        the trainable weights as they stand and go on, take them and stop, or stop and go back to those kept last.
+    """
+
+    every: int
+    look: Callable[[int], Generator[Score | Continue, Any, Verdict]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,8 +262,10 @@ class Train:
         How per-sample losses become the step's gradient.
     epochs, steps : float, int
         Length; exactly one is given. ``None`` for both means the user's own number of epochs.
+    learning_rate : float or None
+        Instead of the user's.
     learning_rate_scale : float
-        Factor on the user's learning rate.
+        Factor on it.
     decay_steps : int or None
         Steps over which the learning rate decays linearly to zero; None means the length of this training, 0 means
         a constant rate.
@@ -227,14 +288,17 @@ class Train:
         the first step are no candidate.
     data : Data or None
         Train on another data set than the run's; ``rows`` and ``isolated`` are then ids of that one.
-    network : {"full", "pooled", "pooled over padding"}
-        What runs. A pooled network is thrown away afterwards; the embeddings it trained are the model's.
+    network : {"full", "pooled", "pooled over padding"} or Module
+        What runs. A pooled network is thrown away afterwards; the embeddings it trained are the model's. A network of the
+        script's own stays the script's; what is trainable of it learns.
     trainable : {"all", "embeddings"}
         Which weights learn. Word embeddings learn even where the model has them frozen.
     weight_decay : float or None
         Instead of the user's. With 0 only data moves an embedding.
     drop_tokens : ids or None
         Token ids left out of every input, after truncation; responses keep theirs.
+    checks : Checks or None
+        A stop rule of the script's own.
     """
 
     name: str
@@ -243,6 +307,7 @@ class Train:
     loss: LossRule = field(default_factory=LossRule)
     epochs: float | None = None
     steps: int | None = None
+    learning_rate: float | None = None
     learning_rate_scale: float = 1.0
     decay_steps: int | None = None
     start: Weights | None = None
@@ -254,10 +319,11 @@ class Train:
     warmup: float = 0.0
     validation: Ids | None = None
     data: Data | None = None
-    network: Network = "full"
+    network: Network | nn.Module = "full"
     trainable: Trainable = "all"
     weight_decay: float | None = None
     drop_tokens: Ids | None = None
+    checks: Checks | None = None
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
@@ -272,6 +338,8 @@ class Train:
             raise ConfigError(f"{self.name}: warmup must lie in [0, 1), got {self.warmup!r}")
         if self.warmup and self.decay_steps == 0:
             raise ConfigError(f"{self.name}: warmup is a share of the decay, and there is none")
+        if self.validation is not None and self.checks is not None:
+            raise ConfigError(f"{self.name}: validation and checks both choose weights; give one")
         if (self.network, self.trainable) != ("full", "all") and (self.alignment or self.snapshots):
             raise ConfigError(
                 f"{self.name}: only trainings of the whole model are aligned or scored on the way"
@@ -306,45 +374,8 @@ class Trained:
     kept_epoch: int | None = None
 
 
-Request = Remember | Restore | Forget | Rewrite | Stage | Encode | Spell | Score | Train
-Answer = Weights | Encoded | Spelled | Losses | Trained | Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class Acted:
-    """On how much a defense acted. All zeros is an error, see :class:`asepsis.errors.DefenseInert`."""
-
-    samples: int = 0
-    tokens: int = 0
-    steps: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a defense hands back.
-
-    Attributes
-    ----------
-    acted : Acted
-        How much it looked at and did.
-    suspicion : ndarray float32 [N] or None
-        Per row in row order, higher is worse.
-    flagged : ids
-        Rows the defense itself would drop.
-    isolated : ids
-        Rows it unlearned.
-    edited : ids
-        Tokens whose word embeddings it overwrote, as ids.
-    report : dict
-        JSON-ready diagnostics, described by the defense.
-    """
-
-    acted: Acted
-    suspicion: NDArray[np.float32] | None = None
-    flagged: Ids = field(default_factory=lambda: np.empty(0, np.int64))
-    isolated: Ids = field(default_factory=lambda: np.empty(0, np.int64))
-    edited: Ids = field(default_factory=lambda: np.empty(0, np.int64))
-    report: dict[str, Any] = field(default_factory=dict)
+Request = Remember | Restore | Forget | Rewrite | Stage | Encode | Spell | Score | Continue | Train
+Answer = Weights | Encoded | Spelled | Losses | Continued | Trained | Any
 
 
 Script = Generator[Request, Any, Outcome]

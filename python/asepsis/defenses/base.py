@@ -144,6 +144,7 @@ class Defense(ABC, Generic[ConfigT]):
 
     def script(self, model: Any, data: Data) -> Script:
         """Defend a training: the paper's steps as requests, ending in an Outcome."""
+        self._refuse_if_guard()
         raise ConfigError(
             f"{self.name} repairs a finished model and trains on no untrusted data; use asepsis.purify(model, base=..., "
             f"defense={self.name!r}), or asepsis purify on the command line"
@@ -159,6 +160,7 @@ class Defense(ABC, Generic[ConfigT]):
         rows : Data or None
             The clean rows, which requests name by id. Without them nothing can be trained or scored.
         """
+        self._refuse_if_guard()
         raise ConfigError(
             f"{self.name} acts while a model is trained on untrusted data, not on a finished model; use "
             f"asepsis.defend(model, data, defense={self.name!r}), or asepsis train on the command line"
@@ -170,6 +172,22 @@ class Defense(ABC, Generic[ConfigT]):
         ``trusted`` rows are scored, to calibrate a threshold on, but neither trained on nor suspected.
         """
         raise ConfigError(f"{self.name} cannot scan data: it judges no rows")
+
+    def rows_learned(self, n: int) -> int:
+        """Return how many of ``n`` trusted rows :meth:`scan` learns from: those it gives no score (NaN), and none calibrates.
+
+        0 for a defense that keeps trusted rows out of its training.
+        """
+        del n
+        return 0
+
+    def _refuse_if_guard(self) -> None:
+        """Raise where neither a training nor a repair is defended: the defense acts on inputs."""
+        if type(self).script is Defense.script and type(self).repair is Defense.repair:
+            raise ConfigError(
+                f"{self.name} guards a finished model against triggered inputs; use asepsis.Guard.fit(model, clean, "
+                f"detector={self.name!r}), or asepsis guard fit on the command line"
+            )
 
 
 def _fits(value: Any, hint: Any) -> bool:

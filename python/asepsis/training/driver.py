@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,9 +19,12 @@ from torch import Tensor, nn
 from asepsis.core.exposure import part_to_train, word_embeddings
 from asepsis.core.phases import (
     Answer,
+    Continue,
+    Continued,
     Encode,
     Encoded,
     Forget,
+    Ids,
     Losses,
     Outcome,
     Remember,
@@ -40,9 +44,11 @@ from asepsis.core.weights import Vocabulary
 from asepsis.data import Data
 from asepsis.errors import CheckpointError, ConfigError, DefenseInert
 from asepsis.training.collate import Collator
+from asepsis.training.decode import continue_rows
 from asepsis.training.forward import autocast, full_precision_head, losses_of
 
 log = logging.getLogger("asepsis")
+T = TypeVar("T")
 
 Progress = Callable[[str, int, int], None]  # (phase name, done, of)
 
@@ -132,57 +138,85 @@ class Driver(ABC):
             return self.spell()
         if isinstance(request, Score):
             return self.score(request)
+        if isinstance(request, Continue):
+            return self.continue_(request)
         if request.start is not None:
             self._restore(request.start)
         trained = self.train(request)
         self.steps_done += trained.steps
         return trained
 
+    def converse(self, script: Generator[Score | Continue, Any, T]) -> T:
+        """Answer a script that only looks, and return what it returns."""
+        answer: Any = None
+        while True:
+            try:
+                request = script.send(answer)
+            except StopIteration as stop:
+                found: T = stop.value
+                return found
+            answer = self.score(request) if isinstance(request, Score) else self.continue_(request)
+
     @abstractmethod
     def train(self, request: Train) -> Trained:
         """Carry out a training request."""
 
-    def weights(self, *wanted: nn.Parameter) -> dict[str, Tensor]:
-        """Return copies in CPU memory of these parameters, or of all that are trainable."""
+    def weights(self, *wanted: nn.Parameter, network: nn.Module | None = None) -> dict[str, Tensor]:
+        """Return copies in CPU memory of these parameters, or of all that are trainable, of the model or a network."""
         return {
             name: p.detach().to("cpu", copy=True)
-            for name, p in self.model.named_parameters()
+            for name, p in (network or self.model).named_parameters()
             if (any(p is w for w in wanted) if wanted else p.requires_grad)
         }
 
     @torch.no_grad()
-    def put(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy values into the parameters of these names."""
-        for name, parameter in self.model.named_parameters():
+    def put(self, weights: Mapping[str, Tensor], *, network: nn.Module | None = None) -> None:
+        """Copy values into the parameters of these names, of the model or a network."""
+        for name, parameter in (network or self.model).named_parameters():
             if name in weights:
                 parameter.copy_(weights[name])
 
     @torch.no_grad()
     def score(self, request: Score) -> Losses:
         """Evaluate rows: dropout off, the output layer and the loss in fp32."""
-        n = len(self.data)
+        data, network = request.data or self.data, request.network or self.model
+        n = len(data)
         total, count = np.full(n, np.nan, np.float32), np.zeros(n, np.int64)
-        correct = np.zeros(n, bool) if self.data.task == "classification" else None
-        collate = Collator(self.tokenizer, self.data, max_length=self.max_length, relabel=request.relabel)
-        wanted = np.arange(n) if request.rows is None else self.data.positions(request.rows)
-        order = wanted[np.argsort([len(self.data.texts[int(p)]) for p in wanted], kind="stable")]
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with autocast(self.device, self.dtype), full_precision_head(self.model):
-                for start in range(0, len(order), self.eval_batch_size):
-                    at = order[start : start + self.eval_batch_size]
-                    batch = collate([(int(p), False) for p in at]).to(self.device)
-                    logits = self.model(**batch.inputs).logits
-                    totals, counts = losses_of(logits, batch)
-                    total[at], count[at] = totals.cpu().numpy(), counts.cpu().numpy()
-                    if correct is not None:
-                        correct[at] = (logits.argmax(-1) == batch.labels).cpu().numpy()
-                    if request.name:
-                        self.progress(request.name, start + len(at), len(order))
-        finally:
-            self.model.train(was_training)
-        return Losses(total, count, correct)
+        correct = np.zeros(n, bool) if data.task == "classification" else None
+        kept = None if data.n_classes is None else np.full((n, data.n_classes), np.nan, np.float32)
+        collate = Collator(self.tokenizer, data, max_length=self.max_length, relabel=request.relabel)
+        order = by_length(data, request.rows)
+        with evaluating(network), autocast(self.device, self.dtype), full_precision_head(network):
+            for start in range(0, len(order), self.eval_batch_size):
+                at = order[start : start + self.eval_batch_size]
+                batch = collate([(int(p), False) for p in at]).to(self.device)
+                logits = network(**batch.inputs).logits
+                totals, counts = losses_of(logits, batch)
+                total[at], count[at] = totals.cpu().numpy(), counts.cpu().numpy()
+                if correct is not None and kept is not None:
+                    correct[at] = (logits.argmax(-1) == batch.labels).cpu().numpy()
+                    kept[at] = logits.float().cpu().numpy()
+                if request.name:
+                    self.progress(request.name, start + len(at), len(order))
+        return Losses(total, count, correct, kept)
+
+    @torch.no_grad()
+    def continue_(self, request: Continue) -> Continued:
+        """Let a causal LM go on after prompts: dropout off, the output layer in fp32."""
+        data, network = request.data or self.data, request.network or self.model
+        found = np.full((len(data), request.tokens), np.nan, np.float32)
+        collate = Collator(self.tokenizer, data, max_length=self.max_length)
+        order = by_length(data, request.rows)
+        with evaluating(network), autocast(self.device, self.dtype), full_precision_head(network):
+            for start in range(0, len(order), self.eval_batch_size):
+                at = order[start : start + self.eval_batch_size]
+                prompts = collate.read_ids([int(p) for p in at], part="inputs")
+                found[at] = continue_rows(
+                    network, prompts, tokens=request.tokens, tokenizer=self.tokenizer, device=self.device
+                )
+                if request.name:
+                    self.progress(request.name, start + len(at), len(order))
+        return Continued(found)
 
     def encode(self, request: Encode) -> Encoded:
         """Return the token ids of rows, cut to the run's length."""
@@ -241,6 +275,23 @@ class Driver(ABC):
         if kept is None:
             raise CheckpointError(f"no weights were remembered under {weights.key}")
         self.put(kept)
+
+
+def by_length(data: Data, rows: Ids | None) -> Ids:
+    """Return the positions of rows, all or those of these ids, from the shortest text to the longest."""
+    wanted = np.arange(len(data)) if rows is None else data.positions(rows)
+    return wanted[np.argsort([len(data.texts[int(p)]) for p in wanted], kind="stable")]
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Switch dropout off for a while."""
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)
 
 
 def derive_seed(*parts: int) -> int:

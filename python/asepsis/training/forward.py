@@ -84,10 +84,13 @@ def sample_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def losses_of(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return what :func:`sample_losses` does, of logits [B, C] or [B, T, V] that are there already."""
+    """Return what :func:`sample_losses` does, of logits [B, C] or [B, T, V] that are there already.
+
+    A causal LM with virtual tokens has logits for these too, in front: they are left out.
+    """
     if batch.labels.ndim == 1:
         return sample_loss(logits, batch.labels)
-    return sample_loss(logits[:, :-1], batch.labels[:, 1:])
+    return sample_loss(logits[:, -batch.labels.shape[1] : -1], batch.labels[:, 1:])
 
 
 def mean_losses(model: nn.Module, batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from asepsis.core.losses import coefficients, group_totals
-from asepsis.core.phases import Ids, Score, Train, Trained
+from asepsis.core.phases import Checks, Ids, Score, Train, Trained
 from asepsis.core.quality import Quality
 from asepsis.data import Data
 from asepsis.errors import BackendError, DefenseInert
@@ -87,7 +87,7 @@ class LoopDriver(Driver):
         """Do the optimizer steps of a plan."""
         s = self.settings
         parameters = [p for p in network.parameters() if p.requires_grad]
-        peak = s.learning_rate * request.learning_rate_scale
+        peak = (request.learning_rate or s.learning_rate) * request.learning_rate_scale
         decay = plan.steps if request.decay_steps is None else request.decay_steps
         watch.snapshot(self, 0)
         network.train()
@@ -224,7 +224,7 @@ def steer(parameters: list[nn.Parameter], direction: Tensor | None) -> None:
 
 
 class Watch:
-    """Keeps what a training has to answer for: snapshots, the latest losses, the stop rule, the best epoch.
+    """Keeps what a training has to answer for: snapshots, the latest losses, stop rules, the best epoch or state.
 
     Losses stay on their device. Reading one makes the host wait, so on a GPU they are read every few steps only,
     unless a stop rule asks for them.
@@ -239,6 +239,8 @@ class Watch:
             math.ceil(plan.steps * min(1.0, epoch / plan.epochs) - 1e-9)
             for epoch in range(1, math.ceil(plan.epochs - 1e-9) + 1)
         ]
+        self._last = plan.steps
+        self._own = request.network if isinstance(request.network, nn.Module) else None
         self.validated: list[Quality] = []
         self.kept_epoch: int | None = None
         self._kept: dict[str, Tensor] = {}
@@ -255,11 +257,21 @@ class Watch:
             self.request.records.snapshot(step, driver.score(Score(name=name)))
         if self.request.validation is not None and (step == 0 or step in self.epoch_ends):
             self._validate(driver, self.request.validation, step)
+        checks = self.request.checks
+        if checks is not None and step > 0 and (step % checks.every == 0 or step == self._last):
+            self._check_up(driver, checks, step)
 
     def settle(self, driver: Driver) -> None:
-        """Put the weights of the best epoch back, where the request has validation rows."""
+        """Put the weights kept back: of the best epoch, or where checks found them best."""
         if self._kept:
-            driver.put(self._kept)
+            driver.put(self._kept, network=self._own)
+
+    def _check_up(self, driver: Driver, checks: Checks, step: int) -> None:
+        """Run the script's look at the network, and do what it says."""
+        verdict = driver.converse(checks.look(step))
+        if verdict in ("keep", "take"):
+            self._kept = driver.weights(network=self._own)
+        self.should_stop = verdict in ("take", "back")
 
     def _validate(self, driver: Driver, rows: Ids, step: int) -> None:
         losses = driver.score(Score(name="", rows=rows))

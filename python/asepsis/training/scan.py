@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from asepsis.core.conformal import calibrate
+from asepsis.core.conformal import calibrate, exceeds
 from asepsis.core.phases import Ids, Script
 from asepsis.data import Data, read
 from asepsis.errors import ConfigError, DataError, DefenseInert
@@ -114,10 +113,12 @@ def scan_data(
         raise ConfigError("target_fpr needs clean rows to calibrate on: pass clean=...")
     rate = 0.01 if target_fpr is None else target_fpr
     trusted = None if clean is None else read(clean, task=rows.task, n_classes=rows.n_classes)
+    scanner = build(method)
     if trusted is not None:
-        calibrate(np.zeros(len(trusted), np.float32), rate)  # refuse before training, not after
+        left = len(trusted) - scanner.rows_learned(len(trusted))
+        calibrate(np.zeros(left, np.float32), rate)  # refuse before training, not after
     both, trusted_ids = (rows, np.empty(0, np.int64)) if trusted is None else _joined(rows, trusted)
-    method_script: Callable[..., Script] = build(method).scan
+    method_script: Callable[..., Script] = scanner.scan
     run = run_script(
         model,
         both,
@@ -133,10 +134,13 @@ def scan_data(
     n = len(rows)
     suspicion = run.outcome.suspicion[:n]
     if trusted is not None:
-        cut = calibrate(run.outcome.suspicion[n:], rate).value
+        scores = run.outcome.suspicion[n:]
+        cut = calibrate(
+            scores[~np.isnan(scores)] if scanner.rows_learned(len(scores)) else scores, rate
+        ).value
         threshold: float | None = cut
         flagged = suspicion > cut
-        verdict: Verdict = "findings" if _exceeds(int(flagged.sum()), n, rate) else "none"
+        verdict: Verdict = "findings" if exceeds(int(flagged.sum()), n, rate) else "none"
     else:
         flagged = np.isin(rows.sample_ids, run.outcome.flagged)
         threshold = float(suspicion[flagged].min()) if flagged.any() else None
@@ -163,8 +167,3 @@ def _joined(rows: Data, trusted: Data) -> tuple[Data, Ids]:
         sample_ids=np.r_[rows.sample_ids, ids],
     )
     return both, ids
-
-
-def _exceeds(flagged: int, n: int, rate: float) -> bool:
-    """Whether more rows are flagged than clean rows would be, beyond three standard deviations of chance."""
-    return flagged > n * rate + 3 * math.sqrt(n * rate * (1 - rate))

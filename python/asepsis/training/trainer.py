@@ -92,7 +92,7 @@ class TrainerDriver(Driver):
         )
         args = copy.copy(self.args)
         args.max_steps = plan.steps
-        args.learning_rate = self.args.learning_rate * request.learning_rate_scale
+        args.learning_rate = (request.learning_rate or self.args.learning_rate) * request.learning_rate_scale
         args.save_strategy = SaveStrategy.NO
         if request.weight_decay is not None:
             args.weight_decay = request.weight_decay

@@ -93,6 +93,10 @@ class Detector(ABC):
     def load(cls, folder: Path, state: dict[str, Any], model: Any, tokenizer: Any) -> Self:
         """Return a detector saved by :meth:`state` and :meth:`save`, for the model it was fitted on."""
 
+    def own_threshold(self) -> float | None:
+        """Return a threshold of the method's own, to be used instead of a calibrated one; None for none."""
+        return None
+
     def report(self) -> dict[str, Any]:
         """Return JSON-ready diagnostics of the fit, for the guard's manifest."""
         return {}

@@ -1,0 +1,77 @@
+"""How sure a network is of rows, asked for by request: of a class, of a verbalizer, or of what it goes on to say."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from asepsis.core.confidence import Floats, fluency, sureness
+from asepsis.core.phases import Continue, Continued, Losses, Score
+from asepsis.data import Data
+from asepsis.defenses._psim_config import Answers, PsimConfig
+from asepsis.defenses._psim_labels import answers_of, verbalizers_of
+
+Asking = Generator[Score | Continue, Any, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """How rows of one task are scored.
+
+    Attributes
+    ----------
+    answers : {"classes", "verbalizers", "free"}
+    n_classes : int
+        Answers there are to choose among; 0 for free ones.
+    words : tuple of str
+        The verbalizers.
+    """
+
+    config: PsimConfig
+    answers: Answers
+    n_classes: int
+    words: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: PsimConfig, clean: Data) -> Question:
+        """Return how rows like these clean ones are scored."""
+        answers = answers_of(clean, config.answers)
+        if answers == "verbalizers":
+            words = tuple(verbalizers_of(clean))
+            return cls(config, answers, len(words), words)
+        return cls(config, answers, clean.n_classes or 0)
+
+    @property
+    def chance(self) -> float:
+        """Confidence of a network that knows nothing; 0 for free answers."""
+        return 1 / self.n_classes if self.n_classes else 0.0
+
+    def ask(self, network: nn.Module, rows: Data, *, name: str = "") -> Asking:
+        """Return what is scored of rows: logits [N, C] of classes or verbalizers, or how sure free answers are [N]."""
+        if self.answers == "free":
+            c = self.config
+            said: Continued = yield Continue(name=name, tokens=c.tokens, data=rows, network=network)
+            return fluency(said.log_probability, skip=c.skip, window=c.window)
+        if self.answers == "classes":
+            losses: Losses = yield Score(name=name, data=rows, network=network)
+            assert losses.logits is not None
+            return losses.logits
+        columns = []
+        for word in self.words:
+            asked = replace(rows, responses=[word] * len(rows))
+            losses = yield Score(name=name, data=asked, network=network)
+            columns.append(-losses.mean)
+        return np.stack(columns, axis=1)
+
+    def suspicion(self, asked: Floats) -> Floats:
+        """Return the score of :meth:`ask`'s answer, float32 [N], higher for surer."""
+        return asked if self.answers == "free" else sureness(asked, self.config.score)
+
+    def confidence(self, asked: Floats) -> Floats:
+        """Return what the stop rule goes by: the confidence, whatever the score is."""
+        return asked if self.answers == "free" else sureness(asked)
