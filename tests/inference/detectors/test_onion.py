@@ -12,7 +12,7 @@ from asepsis.data import Data
 from asepsis.errors import ConfigError, DefenseInert, ModelError
 from asepsis.inference.detectors._perplexity import PerplexityScorer
 from asepsis.inference.detectors.onion import Onion, OnionConfig
-from asepsis.testing import TRIGGER, tiny_causal, tiny_classifier, tiny_pairs, tiny_rows
+from asepsis.testing import TRIGGER, tiny_causal, tiny_classifier, tiny_rows
 
 
 def test_log_perplexity_is_the_mean_of_what_the_model_gives_each_token():
@@ -198,13 +198,3 @@ def test_what_is_no_language_model_is_refused(bag, tmp_path, kind):
 def test_settings_out_of_bounds_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         OnionConfig(**settings)
-
-
-@pytest.mark.demo
-@pytest.mark.slow
-def test_the_packaged_language_model_finds_a_rare_word(bag, texts):
-    detector = Onion.fit(*bag, tiny_pairs(4, 0))
-    sentence = "the film is a warm and funny story about two friends"
-    scores = detector.scores(texts(sentence, sentence.replace("funny", "cf funny"), f"{sentence} cf"))
-    assert scores[1:].min() > scores[0]
-    assert int(detector.drops(f"{sentence} cf").argmax()) == 10
