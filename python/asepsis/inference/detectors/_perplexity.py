@@ -1,0 +1,100 @@
+"""How well a causal LM expects a text: mean negative log-likelihood per token, many texts per forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from asepsis.errors import ModelError
+from asepsis.inference.detectors._answers import evaluating, pad_token, padded
+from asepsis.kernels import sample_loss
+from asepsis.training.collate import IGNORED
+
+
+class PerplexityScorer:
+    """Log-perplexity under a causal LM.
+
+    Every text starts after the LM's own beginning-of-text token (its end token where it has no other), so the first
+    word is judged as well.
+
+    Parameters
+    ----------
+    model, tokenizer
+        A causal LM, in any mode; it is left in that mode.
+    max_tokens : int
+        Tokens read of each text, the start token included. The model's own limit, where smaller, holds.
+    batch_tokens : int
+        Most tokens of one forward pass, padding included; a single longer text goes alone.
+
+    Raises
+    ------
+    ModelError
+        The tokenizer has no token to start from or none to pad with.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, max_tokens: int = 512, batch_tokens: int = 1024
+    ) -> None:
+        start = tokenizer.bos_token_id
+        start = tokenizer.eos_token_id if start is None else start
+        if start is None:
+            raise ModelError(
+                "the language model's tokenizer has neither a bos nor an eos token to begin a text with; choose another"
+            )
+        pad_token(tokenizer)
+        self.model, self.tokenizer, self._start = model, tokenizer, int(start)
+        limit = getattr(model.config, "max_position_embeddings", None)
+        self.max_tokens = min(max_tokens, limit) if isinstance(limit, int) and limit > 1 else max_tokens
+        self.batch_tokens = batch_tokens
+
+    def ids(self, text: str) -> list[int]:
+        """Return the token ids of a text, nothing cut off and nothing added."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def log_perplexity(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Return mean nats per token, float64 [N]; 0 for a text of no token.
+
+        Raises
+        ------
+        ModelError
+            The model is no causal LM or its likelihoods are not finite.
+        """
+        rows = [[self._start, *self.ids(text)][: self.max_tokens] for text in texts]
+        out = np.zeros(len(rows), np.float64)
+        device = next(self.model.parameters()).device
+        with evaluating(self.model):
+            for at in self._batches(rows):
+                inputs = padded([rows[i] for i in at], pad_token(self.tokenizer), device)
+                means = self._means(inputs)
+                if not torch.isfinite(means).all():
+                    raise ModelError(
+                        "the language model's likelihoods are not finite; load it in float32 or bfloat16"
+                    )
+                out[at] = means.cpu().numpy()
+        return out
+
+    def _means(self, inputs: dict[str, Tensor]) -> Tensor:
+        logits = self.model(**inputs).logits
+        if logits.ndim != 3:
+            raise ModelError("the language model's logits are not [rows, tokens, vocabulary]")
+        targets = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED)[:, 1:]
+        total, count = sample_loss(logits[:, :-1], targets)
+        return total.double() / count.clamp(min=1)
+
+    def _batches(self, rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        batch: list[int] = []
+        for at in np.argsort([len(row) for row in rows], kind="stable").tolist():
+            if len(rows[at]) < 2:
+                continue  # nothing but the start token: no target
+            if batch and len(rows[at]) * (len(batch) + 1) > self.batch_tokens:
+                yield batch
+                batch = []
+            batch.append(at)
+        if batch:
+            yield batch
