@@ -13,12 +13,12 @@ from __future__ import annotations
 from asepsis.kernels._dispatch import Backend
 from asepsis.kernels._matrices import Stored
 from asepsis.kernels._moments import RowStats
+from asepsis.kernels._segments import Segments
 from asepsis.kernels.bottom_k import bottom_k
 from asepsis.kernels.gradient_alignment import (
     AlignmentStats,
     Granularity,
     Rule,
-    Segments,
     gradient_alignment,
 )
 from asepsis.kernels.mixing import mix
