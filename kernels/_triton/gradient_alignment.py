@@ -24,6 +24,7 @@ from asepsis.kernels.gradient_alignment import Granularity, Rule
 _WARPS = 8  # 16 elements of both arenas a thread; with half as many the update spills on sm_80
 _PARTS = 1024  # tiles of a tensor summed at a time
 _TENSORS = 512  # tensors summed at a time
+_VARYING = ("n_tiles", "n")  # models of all sizes run the same code
 
 
 @triton.jit
@@ -43,7 +44,7 @@ def _load(grads, reference, tiles, tile, n_tiles, BLOCK: tl.constexpr):
     return g, r, offsets, low, high
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _tile_sums(grads, reference, tiles, partials, n_tiles, BLOCK: tl.constexpr):
     tile = tl.program_id(0)
     g, r, _offsets, _low, _high = _load(grads, reference, tiles, tile, n_tiles, BLOCK)
@@ -52,7 +53,7 @@ def _tile_sums(grads, reference, tiles, partials, n_tiles, BLOCK: tl.constexpr):
     tl.store(partials + 2 * n_tiles + tile, tl.sum(g * g, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _tensor_sums(partials, first_tile, sums, n_tiles, n, PARTS: tl.constexpr):
     tensor = tl.program_id(0)
     first = tl.load(first_tile + tensor)
@@ -106,7 +107,7 @@ def _decide(d, rr, gg, dead, RULE: tl.constexpr):
     return keep, toward, live & ~dead, dead
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _update(
     grads, reference, tiles, tile_tensor, sums, reference_loss, stats, n_tiles, n,
     raw_weight, raw_weight_below, min_loss, min_norm,
