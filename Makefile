@@ -15,7 +15,7 @@ PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist
 
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help dev demo lint test test-slow wheel clean
+.PHONY: help dev demo lint test test-slow bench-gpu wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -43,6 +43,10 @@ test: $(VENV)/.stamp-test  ## Rust tests and the Python tests that take seconds
 
 test-slow: $(VENV)/.stamp-test  ## the tests that take longer: packaging, convergence, the demo
 	$(PYTEST) loadfile -m slow --ignore tests/triton
+
+# no prerequisites: a GPU machine may have neither Rust nor network, only this tree, torch and a wheel beside it
+bench-gpu:  ## measure the kernels on this machine's NVIDIA GPU, in 8 minutes; writes benches/results/<gpu>/
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benches.gpu
 
 wheel: $(VENV)/.stamp-test  ## dist/*.whl
 	$(BIN)/maturin build --release --locked --out dist

@@ -52,7 +52,9 @@ def select(operation: str, backend: Backend, refusals: Mapping[Path, str | None]
         passed_over: list[str] = []
         for path, refusal in refusals.items():
             if refusal is None:
-                _say(operation, path, tuple(passed_over))
+                # a log line cannot be traced; torch.compile's first pass says nothing
+                if not torch.compiler.is_compiling():
+                    _say(operation, path, tuple(passed_over))
                 return path
             passed_over.append(f"{path}: {refusal}")
         raise BackendError(f"{operation} cannot run here; {'; '.join(passed_over)}")
