@@ -15,4 +15,17 @@ class Bench:
     about: str
 
 
-BENCHES: tuple[Bench, ...] = ()
+BENCHES: tuple[Bench, ...] = (
+    Bench(
+        name="alignment",
+        module="benches.gpu.alignment",
+        seconds=60,
+        about="gradient_alignment against foreach and the loop over tensors",
+    ),
+    Bench(
+        name="sample_loss",
+        module="benches.gpu.sample_loss",
+        seconds=100,
+        about="linear_sample_loss against losses from logits: memory, time",
+    ),
+)
