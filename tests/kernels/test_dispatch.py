@@ -11,7 +11,7 @@ import torch
 
 from asepsis.errors import BackendError, ConfigError
 from asepsis.kernels import _dispatch, bottom_k, sample_loss
-from asepsis.kernels._dispatch import select
+from asepsis.kernels._dispatch import no_triton, select
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +59,38 @@ def test_operations_refuse_the_paths_they_do_not_have():
         sample_loss(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), backend="triton")
     with pytest.raises(BackendError, match="cannot run on the native path: values are on meta"):
         bottom_k(torch.zeros(3, device="meta"), 1, backend="native")
+
+
+def test_triton_says_what_it_lacks(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    here, nowhere = torch.zeros(1), torch.zeros(1, device="meta")
+    assert no_triton(here) == "the tensors are on cpu, it needs an NVIDIA GPU"
+    assert no_triton(here, None, nowhere) == "the tensors are on cpu and meta, it needs an NVIDIA GPU"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "it needs an NVIDIA GPU" in no_triton(here, nowhere)
+    monkeypatch.setattr(_dispatch, "_has_triton", lambda: False)
+    assert no_triton(here) == "Triton is not installed; pip install triton"
+    monkeypatch.setattr(_dispatch, "_has_triton", lambda: True)
+    assert no_triton(here, None) is None
+
+
+@pytest.mark.parametrize(
+    ("hip", "installed", "capability", "reason"),
+    [
+        (None, True, (8, 0), None),
+        (None, True, (7, 5), "compute capability 7.5, it needs 8.0"),
+        (None, False, (9, 0), "pip install triton"),
+        ("6.4", True, (9, 0), "NVIDIA GPUs only"),
+    ],
+)
+def test_a_gpu_is_refused_for_what_it_is(hip, installed, capability, reason, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(_dispatch, "_has_triton", lambda: installed)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    _dispatch._no_triton_on.cache_clear()
+    found = _dispatch._no_triton_on(0)
+    _dispatch._no_triton_on.cache_clear()
+    assert found == reason if reason is None else reason in found
 
 
 def test_importing_the_kernels_loads_no_fast_path():

@@ -1,0 +1,31 @@
+"""The benches ``python -m benches.gpu`` runs, in this order. A new one is a module with ``verify`` and ``cases``, and a line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """``seconds`` is its share of the eight minutes; a case begun in time is finished."""
+
+    name: str
+    module: str
+    seconds: float
+    about: str
+
+
+BENCHES: tuple[Bench, ...] = (
+    Bench(
+        name="alignment",
+        module="benches.gpu.alignment",
+        seconds=60,
+        about="gradient_alignment against foreach and the loop over tensors",
+    ),
+    Bench(
+        name="sample_loss",
+        module="benches.gpu.sample_loss",
+        seconds=100,
+        about="linear_sample_loss against losses from logits: memory, time",
+    ),
+)
