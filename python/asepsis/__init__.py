@@ -17,6 +17,9 @@ from asepsis._native import __version__
 if TYPE_CHECKING:
     from asepsis.core.drift import ModelScan as ModelScan
     from asepsis.core.drift import scan_model as scan_model
+    from asepsis.core.fuse import FuseReport as FuseReport
+    from asepsis.core.fuse import fuse as fuse
+    from asepsis.core.fuse import unfuse as unfuse
     from asepsis.data import Data as Data
     from asepsis.data import read as read
     from asepsis.defenses._abl_config import AblConfig as AblConfig
@@ -39,16 +42,19 @@ _HOMES = {
     "ModelScan": "asepsis.core.drift",
     "EpurConfig": "asepsis.defenses._epur_config",
     "FinemixingConfig": "asepsis.defenses._finemixing_config",
+    "FuseReport": "asepsis.core.fuse",
     "MuscleloraConfig": "asepsis.defenses._musclelora_config",
     "Purified": "asepsis.training.purify",
     "Run": "asepsis.training",
     "Scan": "asepsis.training.scan",
     "Settings": "asepsis.training",
     "defend": "asepsis.training",
+    "fuse": "asepsis.core.fuse",
     "purify": "asepsis.training.purify",
     "read": "asepsis.data",
     "scan_data": "asepsis.training.scan",
     "scan_model": "asepsis.core.drift",
+    "unfuse": "asepsis.core.fuse",
 }
 
 __all__ = [
@@ -57,6 +63,7 @@ __all__ = [
     "Data",
     "EpurConfig",
     "FinemixingConfig",
+    "FuseReport",
     "ModelScan",
     "MuscleloraConfig",
     "Purified",
@@ -65,10 +72,12 @@ __all__ = [
     "Settings",
     "__version__",
     "defend",
+    "fuse",
     "purify",
     "read",
     "scan_data",
     "scan_model",
+    "unfuse",
 ]
 
 
