@@ -13,18 +13,18 @@ from __future__ import annotations
 from asepsis.kernels._dispatch import Backend
 from asepsis.kernels._matrices import Stored
 from asepsis.kernels._moments import RowStats
+from asepsis.kernels._segments import Segments
 from asepsis.kernels.bottom_k import bottom_k
 from asepsis.kernels.gradient_alignment import (
     AlignmentStats,
     Granularity,
     Rule,
-    Segments,
     gradient_alignment,
 )
 from asepsis.kernels.mixing import mix
 from asepsis.kernels.multiscale_lora import SetAside, multiscale_lora
 from asepsis.kernels.row_stats import row_stats
-from asepsis.kernels.sample_loss import sample_loss
+from asepsis.kernels.sample_loss import linear_sample_loss, sample_loss
 
 __all__ = [
     "AlignmentStats",
@@ -37,6 +37,7 @@ __all__ = [
     "Stored",
     "bottom_k",
     "gradient_alignment",
+    "linear_sample_loss",
     "mix",
     "multiscale_lora",
     "row_stats",

@@ -21,66 +21,23 @@ minimum, so that it cannot open the way to raw gradients. With ``granularity="gl
 as one: d, rr and gg are their sums and decide for all of them; nbar stays the mean over tensors.
 
 No step waits for the device and the number of operations does not depend on ``n``. Sums are taken in two stages over
-pieces of at most 4096 elements, in an order that depends on the sizes alone.
+pieces of at most 4096 elements, in an order that depends on the sizes and the path alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from asepsis.errors import ConfigError, DataError
-from asepsis.kernels._dispatch import Backend, select
+from asepsis.kernels._dispatch import Backend, no_triton, select
+from asepsis.kernels._segments import Segments
 
 Rule: TypeAlias = Literal["reflect", "drop", "signed", "conflict"]
 Granularity: TypeAlias = Literal["tensor", "global"]
-
-# about the root of a large tensor's size: both stages add few terms, so float32 keeps its digits
-_PIECE = 4096
-
-
-@dataclass(frozen=True, eq=False)
-class Segments:
-    """Which elements of an arena belong to which tensor, ready on the device; build once with :meth:`of`.
-
-    Attributes
-    ----------
-    sizes
-        Elements of each tensor, in arena order; ``E`` together.
-    tensor_of
-        ``[E]`` int32, the tensor of each element.
-    pieces, piece_sizes
-        ``[n]`` int64, pieces of each tensor, and ``[sum(pieces)]`` int64, elements of each piece.
-    """
-
-    sizes: tuple[int, ...]
-    tensor_of: Tensor
-    pieces: Tensor
-    piece_sizes: Tensor
-
-    @classmethod
-    def of(cls, sizes: Sequence[int], device: torch.device | str = "cpu") -> Segments:
-        """Lay out tensors of these sizes on a device.
-
-        Raises
-        ------
-        DataError
-            There is no size, or one is not a positive integer.
-        """
-        sizes = tuple(sizes)
-        if not sizes or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes):
-            raise DataError(f"sizes must be positive integers, one a tensor; got {sizes!r:.200}")
-        elements = torch.tensor(sizes)
-        pieces = (elements + (_PIECE - 1)) // _PIECE
-        piece_sizes = torch.full((int(pieces.sum()),), _PIECE)
-        piece_sizes[pieces.cumsum(0) - 1] = elements - (pieces - 1) * _PIECE
-        tensor_of = torch.repeat_interleave(torch.arange(len(sizes), dtype=torch.int32), elements)
-        return cls(sizes, tensor_of.to(device), pieces.to(device), piece_sizes.to(device))
 
 
 class AlignmentStats(NamedTuple):
@@ -145,7 +102,7 @@ def gradient_alignment(
     granularity
         ``"tensor"`` aligns each tensor with its own reference (the paper), ``"global"`` all of them as one vector.
     backend
-        ``"reference"`` is the only path there is.
+        ``"triton"`` runs on NVIDIA GPUs, for float32: three launches and no temporary of the arenas' size.
 
     Returns
     -------
@@ -163,8 +120,29 @@ def gradient_alignment(
     """
     _check_settings(rule, granularity, raw_weight, raw_weight_below, min_reference_loss, min_reference_norm)
     _check_tensors(grads, reference, segments, reference_loss)
-    select("gradient_alignment", backend, {"reference": None})
+    refusal = no_triton(grads, reference)
+    if refusal is None and grads.dtype != torch.float32:
+        refusal = f"the arenas are {grads.dtype}, it takes float32"
+    options = (raw_weight, raw_weight_below, reference_loss, min_reference_loss, min_reference_norm)
+    if select("gradient_alignment", backend, {"triton": refusal, "reference": None}) == "triton":
+        from asepsis.kernels._triton.gradient_alignment import align
 
+        return align(grads, reference, segments, rule, granularity, *options)
+    return _reference(grads, reference, segments, rule, granularity, *options)
+
+
+def _reference(
+    grads: Tensor,
+    reference: Tensor,
+    segments: Segments,
+    rule: Rule,
+    granularity: Granularity,
+    raw_weight: float,
+    raw_weight_below: float,
+    reference_loss: Tensor | None,
+    min_reference_loss: float,
+    min_reference_norm: float,
+) -> Tensor:
     # scalars enter by arithmetic and masked_fill alone: torch.where would copy them to the device, and wait
     d, rr, gg = (
         _sums(a * b, segments) for a, b in ((grads, reference), (reference, reference), (grads, grads))
@@ -250,13 +228,11 @@ def _check_tensors(
             f"grads ({grads.dtype} {tuple(grads.shape)} on {grads.device}) and reference ({reference.dtype} "
             f"{tuple(reference.shape)} on {reference.device}) must be alike"
         )
-    if len(segments.tensor_of) != len(grads):
+    if segments.elements != len(grads):
+        raise DataError(f"the sizes add up to {segments.elements} and the arenas hold {len(grads)} elements")
+    if segments.tiles.device != grads.device:
         raise DataError(
-            f"the sizes add up to {len(segments.tensor_of)} and the arenas hold {len(grads)} elements"
-        )
-    if segments.tensor_of.device != grads.device:
-        raise DataError(
-            f"segments are on {segments.tensor_of.device} and the arenas on {grads.device}; "
+            f"segments are on {segments.tiles.device} and the arenas on {grads.device}; "
             "build them there: Segments.of(sizes, device)"
         )
     if reference_loss is not None and (reference_loss.dim() != 0 or reference_loss.device != grads.device):

@@ -164,6 +164,7 @@ def _kernels() -> Report:
             "gradient_alignment": lambda backend: kernels.gradient_alignment(
                 x[0].clone(), x[1], segments, backend=backend
             ),
+            "linear_sample_loss": lambda backend: kernels.linear_sample_loss(x, x, y, backend=backend),
             "mix": lambda backend: kernels.mix(
                 held[:4], held[:4], held[4:], item_size=4, seed=0, key=0, reserve_ratio=0.5, backend=backend
             ),
