@@ -25,13 +25,25 @@ BENCHES: tuple[Bench, ...] = (
     Bench(
         name="multiscale_lora",
         module="benches.gpu.multiscale_lora",
-        seconds=200,
+        seconds=170,
         about="one layer against PEFT's loop, PEFT as shipped, torch.compile, stacked torch and the frozen layer",
     ),
     Bench(
         name="training_step",
         module="benches.gpu.training_step",
-        seconds=60,
+        seconds=50,
         about="a whole MuScleLoRA step of a Llama with 1.2 billion parameters",
+    ),
+    Bench(
+        name="alignment",
+        module="benches.gpu.alignment",
+        seconds=60,
+        about="gradient_alignment against foreach and the loop over tensors",
+    ),
+    Bench(
+        name="sample_loss",
+        module="benches.gpu.sample_loss",
+        seconds=100,
+        about="linear_sample_loss against losses from logits: memory, time",
     ),
 )

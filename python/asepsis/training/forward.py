@@ -14,6 +14,7 @@ from asepsis.core.placement import head_of
 from asepsis.errors import BackendError, ConfigError, DefenseInert
 from asepsis.kernels import sample_loss
 from asepsis.training.collate import Batch
+from asepsis.training.states import losses_without_logits
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -80,6 +81,9 @@ def full_precision_head(model: nn.Module) -> Iterator[None]:
 
 def sample_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Run the model and return ``(total [B] fp32, count [B] int64)``: summed loss and number of targets."""
+    lean = losses_without_logits(model, batch)
+    if lean is not None:
+        return lean
     return losses_of(model(**batch.inputs).logits, batch)
 
 
