@@ -9,6 +9,7 @@ import pytest
 from asepsis.errors import ConfigError
 from asepsis.kernels._triton import _routes
 from asepsis.kernels._triton._routes import Layer, Table
+from asepsis.kernels.multiscale_lora import use_calibration
 
 
 def layer(inputs=4096, outputs=4096, rows=8192, rank=80, dtype="bfloat16", **more):
@@ -112,7 +113,7 @@ def test_a_calibration_that_is_read_holds_for_the_process(tmp_path, monkeypatch)
     assert _routes.plan(layer()).source == "modelled"
     path = tmp_path / "c.json"
     path.write_text(json.dumps(calibration({"fused": 1.0}, {"accumulate": 1.0})))
-    _routes.use(path)
+    use_calibration(path)
     assert _routes.plan(layer()).source == "measured"
     assert table.path == str(path)
     _routes.plan.cache_clear()
