@@ -17,6 +17,9 @@ from asepsis._native import __version__
 if TYPE_CHECKING:
     from asepsis.core.drift import ModelScan as ModelScan
     from asepsis.core.drift import scan_model as scan_model
+    from asepsis.core.fuse import FuseReport as FuseReport
+    from asepsis.core.fuse import fuse as fuse
+    from asepsis.core.fuse import unfuse as unfuse
     from asepsis.core.manifest import Verification as Verification
     from asepsis.core.manifest import verify as verify
     from asepsis.data import Data as Data
@@ -43,6 +46,7 @@ _HOMES = {
     "ModelScan": "asepsis.core.drift",
     "EpurConfig": "asepsis.defenses._epur_config",
     "FinemixingConfig": "asepsis.defenses._finemixing_config",
+    "FuseReport": "asepsis.core.fuse",
     "Guard": "asepsis.inference.guard",
     "MuscleloraConfig": "asepsis.defenses._musclelora_config",
     "PsimConfig": "asepsis.defenses._psim_config",
@@ -52,10 +56,12 @@ _HOMES = {
     "Settings": "asepsis.training",
     "Verification": "asepsis.core.manifest",
     "defend": "asepsis.training",
+    "fuse": "asepsis.core.fuse",
     "purify": "asepsis.training.purify",
     "read": "asepsis.data",
     "scan_data": "asepsis.training.scan",
     "scan_model": "asepsis.core.drift",
+    "unfuse": "asepsis.core.fuse",
     "verify": "asepsis.core.manifest",
 }
 
@@ -65,6 +71,7 @@ __all__ = [
     "Data",
     "EpurConfig",
     "FinemixingConfig",
+    "FuseReport",
     "Guard",
     "ModelScan",
     "MuscleloraConfig",
@@ -76,10 +83,12 @@ __all__ = [
     "Verification",
     "__version__",
     "defend",
+    "fuse",
     "purify",
     "read",
     "scan_data",
     "scan_model",
+    "unfuse",
     "verify",
 ]
 

@@ -13,7 +13,8 @@ from asepsis.kernels._triton import _lora_products as products
 from asepsis.kernels._triton import _routes
 from asepsis.kernels._triton import multiscale_lora as twin
 
-FLOOR = {torch.float32: 1e-5, torch.bfloat16: 2**-9, torch.float16: 2**-12}  # as for the reference
+# one rounding: of a single number torch's may have happened to be exact
+FLOOR = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 ROUTES = ("fused", "accumulate")
 
 
