@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from asepsis.defenses._finemixing_config import FinemixingConfig as FinemixingConfig
     from asepsis.defenses._musclelora_config import MuscleloraConfig as MuscleloraConfig
     from asepsis.defenses._psim_config import PsimConfig as PsimConfig
+    from asepsis.inference.composition import Pipeline as Pipeline
     from asepsis.inference.guard import Guard as Guard
     from asepsis.training import Run as Run
     from asepsis.training import Settings as Settings
@@ -49,6 +50,7 @@ _HOMES = {
     "FuseReport": "asepsis.core.fuse",
     "Guard": "asepsis.inference.guard",
     "MuscleloraConfig": "asepsis.defenses._musclelora_config",
+    "Pipeline": "asepsis.inference.composition",
     "PsimConfig": "asepsis.defenses._psim_config",
     "Purified": "asepsis.training.purify",
     "Run": "asepsis.training",
@@ -75,6 +77,7 @@ __all__ = [
     "Guard",
     "ModelScan",
     "MuscleloraConfig",
+    "Pipeline",
     "PsimConfig",
     "Purified",
     "Run",

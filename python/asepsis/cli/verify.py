@@ -14,7 +14,7 @@ from asepsis.cli._exit import ExitCode
 def verify(
     *,
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A folder written by train, purify, guard or attack.")
+        Path, typer.Argument(metavar="DIR", help="A folder written by train, purify or attack.")
     ],
     data: Annotated[str | None, typer.Option(help="The rows it was trained on, as they are now.")] = None,
     base: Annotated[str | None, typer.Option(help="The model it was made from, as it is now.")] = None,

@@ -152,7 +152,7 @@ def verify(folder: str | Path, *, data: Data | None = None, base: str | Path | N
     Parameters
     ----------
     folder
-        Written by ``save_pretrained`` of a run, a purified model, a guard.
+        Written by ``save_pretrained`` of a run, a purified model, a victim or a pipeline.
     data : Data, optional
         The rows it was trained on, as they are now.
     base : str or Path, optional

@@ -70,6 +70,7 @@ class Psim(Defense[PsimConfig]):
     threat = Threat.WEIGHTS
     needs = frozenset({"clean"})
     config_type = PsimConfig
+    cost = "one more forward pass an input; to fit, up to `steps` steps of a few new weights on half of the clean rows"
 
     def rows_learned(self, n: int) -> int:
         """Half of the trusted rows; the other half calibrates."""
