@@ -69,9 +69,7 @@ def scores(args: argparse.Namespace, name: str, attack: str, seed: int) -> dict[
     sound, poisoned = guard.check(test).suspicion, guard.check(bad).suspicion
     both = np.r_[sound, poisoned]
     truth = np.r_[np.zeros(len(sound), bool), np.ones(len(poisoned), bool)]
-    thresholds = {str(RATES[-1]): guard.threshold}
-    for rate in RATES[:-1]:  # the detector of one seed is the same whatever the rate; its threshold is not
-        thresholds[str(rate)] = asepsis.Guard.fit(str(victim), clean, target_fpr=rate, **options).threshold
+    thresholds = {str(rate): guard.at(rate).threshold for rate in RATES}
     return {
         "auroc": auroc(both, truth),
         "tpr_at_1_fpr": tpr_at_fpr(both, truth, fpr=0.01),

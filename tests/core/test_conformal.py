@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from asepsis.core.conformal import Threshold, beta_quantile, calibrate, needed_rows
+from asepsis.core.conformal import Threshold, beta_quantile, calibrate, exceeds, measured, needed_rows
 from asepsis.errors import ConfigError, DataError, MissingReference
 
 
@@ -112,3 +112,18 @@ def test_a_clean_score_of_32_bits_is_not_above_itself_after_json():
 def test_beta_quantiles_are_those_of_scipy(p, a, b):
     stats = pytest.importorskip("scipy.stats")
     assert beta_quantile(p, a, b) == pytest.approx(float(stats.beta.ppf(p, a, b)), rel=1e-8)
+
+
+def test_a_given_threshold_has_the_share_it_flags_and_its_interval():
+    found = measured(0.7, np.float32([0.1, 0.7, 0.8, 0.9, *[0.2] * 16]))
+    assert (found.value, found.target_fpr, found.n, found.expected_fpr) == (0.7, None, 20, 0.1)
+    assert found.low == pytest.approx(0.012349, abs=1e-5) and found.high == pytest.approx(0.316983, abs=1e-5)
+    assert (
+        measured(0.7, np.zeros(10, np.float32)).low == 0 and measured(-1, np.zeros(10, np.float32)).high == 1
+    )
+    with pytest.raises(MissingReference, match="there are none"):
+        measured(0.7, np.zeros(0, np.float32))
+
+
+def test_more_flags_than_three_deviations_of_chance_exceed():
+    assert not exceeds(2, 40, 0.01) and exceeds(3, 40, 0.01) and not exceeds(0, 40, 0.01)

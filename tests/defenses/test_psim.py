@@ -247,7 +247,7 @@ def watch_of(*confidences, **fields):
 
 
 def test_the_first_usable_state_is_taken():
-    watch, verdicts = watch_of(0.9, 0.8, 0.69)
+    watch, verdicts = watch_of(0.9, 0.8, 0.59)
     assert verdicts == ["keep", "keep", "take"] and watch.settled()["end"] == "usable"
 
 
@@ -260,7 +260,7 @@ def test_a_module_that_forgot_everything_goes_back_to_the_look_before(caplog):
 
 
 def test_the_bar_is_the_settings():
-    assert watch_of(0.62, unsure=0.6)[1] == ["keep"] and watch_of(0.59, unsure=0.6)[1] == ["take"]
+    assert watch_of(0.69)[1] == ["keep"] and watch_of(0.69, unsure=0.7)[1] == ["take"]
 
 
 def test_a_model_that_has_not_learned_the_task_is_refused():

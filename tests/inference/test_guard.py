@@ -76,6 +76,35 @@ def test_a_saved_guard_says_the_same_and_holds_no_pickle(guard, victim, tmp_path
     assert again.manifest == json.loads(json.dumps(guard.manifest))
 
 
+def test_another_rate_needs_no_other_fit(guard, victim, tmp_path):
+    loaded = Guard.load(guard.save_pretrained(tmp_path / "guard"))
+    for one in (guard, loaded):
+        strict = one.at(0.01)
+        assert strict.threshold == calibrate(guard.calibration.scores, 0.01)
+        assert strict.control == calibrate(guard.calibration.control, 0.01)
+        assert strict.threshold.value >= one.threshold.value and one.at(0.05).threshold == guard.threshold
+    with pytest.raises(MissingReference, match="at least 999 clean rows, got 150"):
+        guard.at(0.001)
+
+
+@pytest.mark.parametrize(("rule", "value"), [("reference", 0.7), ("normalized", 0.7)])
+def test_a_given_threshold_is_measured_and_not_moved(victim, quick, rule, value):
+    config = asepsis.PsimConfig(threshold=rule, **quick)
+    found = Guard.fit(
+        victim.model,
+        victim.clean(120, 2),
+        detector=config,
+        target_fpr=0.1,
+        processing_class=victim.tokenizer,
+        max_length=16,
+    )
+    assert found.threshold.value == pytest.approx(value) and found.threshold.target_fpr is None
+    assert (
+        found.threshold.n == 60
+        and found.threshold.low <= found.threshold.expected_fpr <= found.threshold.high
+    )
+
+
 def test_the_module_is_a_stock_peft_adapter(guard, victim, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification

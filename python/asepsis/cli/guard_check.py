@@ -36,7 +36,7 @@ def guard_check(
     ] = FailOn.more,
     text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
 ) -> ExitCode:
-    """Say which rows look triggered."""
+    """Say which rows of a file look triggered."""
     from asepsis.cli._outputs import check_folders
     from asepsis.errors import NoRows
     from asepsis.inference.guard import Guard

@@ -34,7 +34,7 @@ def guard_fit(
     text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     label_column: Annotated[str, typer.Option(help="Column with the class.")] = "label",
 ) -> None:
-    """Fit a detector to a model on clean rows, and calibrate it for a wanted false-positive rate."""
+    """Fit a detector to a model on clean rows, at a wanted false-positive rate."""
     from asepsis.cli._configs import detector_config
     from asepsis.cli._progress import shown
     from asepsis.data import read

@@ -82,7 +82,7 @@ class PsimConfig(DefenseConfig):
     stop: Literal["usable", "never"] = "usable"
     check_every: int = 5
     watched: int = 200
-    unsure: float = 0.7
+    unsure: float = 0.6
     fall: float = 0.5
     score: Measure = "confidence"
     threshold: Literal["conformal", "reference", "normalized"] = "conformal"

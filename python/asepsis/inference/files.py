@@ -13,7 +13,7 @@ from asepsis.inference.detectors.base import Detector
 
 MANIFEST = "guard.json"
 FILES = "detector"
-_PARTS = ("manifest", "state", "threshold", "control")
+_PARTS = ("manifest", "state", "threshold", "control", "calibration")
 
 
 def check_target(folder: Path) -> None:
@@ -31,6 +31,7 @@ def save_guard(
     manifest: dict[str, Any],
     *,
     control: tuple[Detector, Threshold] | None,
+    calibration: dict[str, Any],
 ) -> Path:
     """Write everything :func:`load_guard` reads; the folder appears whole or not at all."""
     check_target(folder)
@@ -41,6 +42,7 @@ def save_guard(
         "control": None
         if control is None
         else {"state": control[0].state(), "threshold": control[1].to_dict()},
+        "calibration": calibration,
     }
     text = json.dumps(content, indent=2, allow_nan=False)
     with whole_folder(folder) as scratch:

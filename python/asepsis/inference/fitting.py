@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from asepsis.core.conformal import Threshold, calibrate, measured
 from asepsis.data import Data
@@ -81,9 +82,11 @@ def parts(rows: Data, least: int, held: int, *, seed: int) -> tuple[Data, Data]:
     return rows.select(np.sort(order[cut:])), rows.select(np.sort(order[:cut]))
 
 
-def threshold_for(detector: Detector, held: Data, target_fpr: float, confidence: float | None) -> Threshold:
-    """Return a detector's own threshold with the rate it has, or one calibrated for the wanted rate."""
-    scores, own = detector.scores(held), detector.own_threshold()
+def threshold_for(
+    detector: Detector, scores: NDArray[np.float32], target_fpr: float, confidence: float | None
+) -> Threshold:
+    """Return a detector's own threshold with the rate it has on clean scores, or one calibrated for the wanted rate."""
+    own = detector.own_threshold()
     if own is not None:
         return measured(own, scores)
     return calibrate(scores, target_fpr, confidence=confidence)

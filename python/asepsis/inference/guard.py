@@ -47,6 +47,28 @@ class Finding:
     threshold: float
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """Scores of the clean rows that set the threshold: the detector's, and the control's where there is one."""
+
+    scores: NDArray[np.float32]
+    control: NDArray[np.float32] | None
+
+    def to_dict(self) -> dict[str, list[float] | None]:
+        """Return them JSON-ready."""
+        control = None if self.control is None else self.control.tolist()
+        return {"scores": self.scores.tolist(), "control": control}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Calibration:
+        """Take :meth:`to_dict` back; 32-bit floats survive JSON."""
+        control = values["control"]
+        return cls(
+            np.asarray(values["scores"], np.float32),
+            None if control is None else np.asarray(control, np.float32),
+        )
+
+
 class Guard:
     """Stands in front of a model that may be poisoned, and flags inputs that look triggered.
 
@@ -64,6 +86,8 @@ class Guard:
         Threshold of the model's own confidence for the same rate; None where that is the detector.
     manifest : dict
         Model, data, settings, versions and the detector's report, JSON-ready.
+    calibration : Calibration
+        Scores of the rows that set the threshold.
     """
 
     def __init__(
@@ -74,8 +98,10 @@ class Guard:
         *,
         model: Any,
         control: tuple[Detector, Threshold] | None = None,
+        calibration: Calibration,
     ) -> None:
         self.model = model
+        self.calibration = calibration
         self.detector = detector
         self.threshold = threshold
         self.manifest = manifest
@@ -149,11 +175,13 @@ class Guard:
                 "progress": progress,
             }
             fitted = kind.fit(network, tokenizer, learn, config=config, seed=seed, **options)
-            threshold = threshold_for(fitted, held, target_fpr, confidence)
+            scores, own = np.asarray(fitted.scores(held), np.float32), None
             control = None
             if fitted.name != CONTROL:
                 plain = load(CONTROL).fit(network, tokenizer, learn, seed=seed, **options)
-                control = (plain, calibrate(plain.scores(held), target_fpr, confidence=confidence))
+                own = plain.scores(held)
+                control = (plain, calibrate(own, target_fpr, confidence=confidence))
+            threshold = threshold_for(fitted, scores, target_fpr, confidence)
         manifest = {
             "format": 1,
             "detector": fitted.name,
@@ -167,7 +195,9 @@ class Guard:
             "report": fitted.report(),
             "versions": versions(),
         }
-        return cls(fitted, threshold, manifest, model=network, control=control)
+        return cls(
+            fitted, threshold, manifest, model=network, control=control, calibration=Calibration(scores, own)
+        )
 
     @overload
     def __call__(self, texts: str) -> Finding: ...  # type: ignore[overload-overlap] # a str is a sequence of str
@@ -197,6 +227,29 @@ class Guard:
             beside = self._scored(self._control[0], rows)
         return Checked(rows, scores, self.threshold, self.detector.name, beside, self.control, self.manifest)
 
+    def at(self, target_fpr: float, *, confidence: float | None = None) -> Guard:
+        """Return the same guard for another rate, from the scores of the rows it was calibrated on.
+
+        Raises
+        ------
+        MissingReference
+            They are too few for that rate.
+        """
+        threshold = threshold_for(self.detector, self.calibration.scores, target_fpr, confidence)
+        control, own = None, self.calibration.control
+        if self._control is not None and own is not None:
+            control = (self._control[0], calibrate(own, target_fpr, confidence=confidence))
+        other = Guard(
+            self.detector,
+            threshold,
+            self.manifest,
+            model=self.model,
+            control=control,
+            calibration=self.calibration,
+        )
+        other._lock = self._lock  # one model, one detector: they are taken in turns as well
+        return other
+
     def wrap(self, pipeline: Any, *, policy: Policy = "flag", to: Any = None) -> GuardedPipeline:
         """Put the guard before a ``transformers`` pipeline, or anything that takes a list of texts.
 
@@ -213,7 +266,14 @@ class Guard:
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the guard: ``guard.json`` and the detector's files; return the folder, which appears whole or not at all."""
-        return save_guard(Path(folder), self.detector, self.threshold, self.manifest, control=self._control)
+        return save_guard(
+            Path(folder),
+            self.detector,
+            self.threshold,
+            self.manifest,
+            control=self._control,
+            calibration=self.calibration.to_dict(),
+        )
 
     @classmethod
     def load(cls, folder: str | Path, model: Any = None, *, processing_class: Any = None) -> Guard:
@@ -243,7 +303,14 @@ class Guard:
             if saved["control"] is not None:
                 plain = load(CONTROL).load(path, saved["control"]["state"], network, tokenizer)
                 control = (plain, Threshold(**saved["control"]["threshold"]))
-        return cls(detector, Threshold(**saved["threshold"]), manifest, model=network, control=control)
+        return cls(
+            detector,
+            Threshold(**saved["threshold"]),
+            manifest,
+            model=network,
+            control=control,
+            calibration=Calibration.from_dict(saved["calibration"]),
+        )
 
     @staticmethod
     def fits(folder: str | Path, model: Any) -> bool:
