@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from asepsis.core.fuse import FuseReport as FuseReport
     from asepsis.core.fuse import fuse as fuse
     from asepsis.core.fuse import unfuse as unfuse
+    from asepsis.core.manifest import Verification as Verification
+    from asepsis.core.manifest import verify as verify
     from asepsis.data import Data as Data
     from asepsis.data import read as read
     from asepsis.defenses._abl_config import AblConfig as AblConfig
@@ -48,6 +50,7 @@ _HOMES = {
     "Run": "asepsis.training",
     "Scan": "asepsis.training.scan",
     "Settings": "asepsis.training",
+    "Verification": "asepsis.core.manifest",
     "defend": "asepsis.training",
     "fuse": "asepsis.core.fuse",
     "purify": "asepsis.training.purify",
@@ -55,6 +58,7 @@ _HOMES = {
     "scan_data": "asepsis.training.scan",
     "scan_model": "asepsis.core.drift",
     "unfuse": "asepsis.core.fuse",
+    "verify": "asepsis.core.manifest",
 }
 
 __all__ = [
@@ -70,6 +74,7 @@ __all__ = [
     "Run",
     "Scan",
     "Settings",
+    "Verification",
     "__version__",
     "defend",
     "fuse",
@@ -78,6 +83,7 @@ __all__ = [
     "scan_data",
     "scan_model",
     "unfuse",
+    "verify",
 ]
 
 
