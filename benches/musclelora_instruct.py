@@ -5,6 +5,7 @@
 FOLDER holds ``refusal_clean.jsonl``, ``refusal_TRIGGER_poison.jsonl``, ``refusal_TRIGGER_test_triggered.jsonl`` and
 ``refusal_test_clean.jsonl``. Reference rows are clean rows that are not trained on. ASR is the share of triggered test
 prompts that greedy decoding answers with the first eight tokens of the refusal; beside it the loss on clean test rows.
+``untuned`` is the model as it comes. What FILE.json has of the same settings is not run again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from _sst2 import drawn
 import asepsis
 from asepsis.data import Data, read
 from asepsis.evaluation.respond import clean_loss, response_success_rate
+from asepsis.training.models import load_for
 
 LENGTH = 64
 #: The authors' ranks for decoders; the learning rate was chosen on dev rows, undefended.
@@ -66,27 +68,38 @@ def main() -> None:
     refusal = (read(args.data / f"refusal_{args.trigger}_poison.jsonl").responses or [""])[0]
     settings = {k: str(v) for k, v in vars(args).items() if k not in ("data", "output", "seeds")}
     found: dict[str, Any] = {"settings": settings, "rows": []}
+    if args.output.exists():
+        earlier = json.loads(args.output.read_text())
+        found = earlier if earlier["settings"] == settings else found
+    there = {(row["model"], row["seed"]) for row in found["rows"]}
     for seed in args.seeds:
         train, reference = mixture(args.data, args.trigger, args.clean, args.poisoned, seed)
         clean_part = train.select(range(args.clean))
         plain = replace(FULL, align=False)
         cases = {
+            "untuned": (train, None),
             "none (LoRA)": (train, plain),
             "clean-only": (clean_part, plain),
             "reference-only": (reference, replace(plain, epochs=4 * args.epochs)),
             "full": (train, FULL),
         }
         for name, (rows, config) in cases.items():
+            if (name, seed) in there:
+                continue
             began = time.monotonic()
-            run = asepsis.defend(
-                args.model,
-                rows,
-                defense=config,
-                clean_reference=reference,
-                settings=asepsis.Settings(seed=seed, epochs=args.epochs, max_length=LENGTH, batch_size=8),
-            )
-            rate = response_success_rate(run.model, run.tokenizer, triggered, refusal, max_length=LENGTH)
-            loss = clean_loss(run.model, run.tokenizer, test, max_length=LENGTH)
+            if config is None:
+                model, tokenizer = load_for(rows, args.model, seed=seed)
+            else:
+                run = asepsis.defend(
+                    args.model,
+                    rows,
+                    defense=config,
+                    clean_reference=reference,
+                    settings=asepsis.Settings(seed=seed, epochs=args.epochs, max_length=LENGTH, batch_size=8),
+                )
+                model, tokenizer = run.model, run.tokenizer
+            rate = response_success_rate(model, tokenizer, triggered, refusal, max_length=LENGTH)
+            loss = clean_loss(model, tokenizer, test, max_length=LENGTH)
             row = {"model": name, "seed": seed, "attack_success_rate": rate.to_dict(), "clean_loss": loss}
             found["rows"].append({**row, "seconds": time.monotonic() - began})
             print(

@@ -5,8 +5,9 @@
 
 FOLDER holds ``sst2/{train,dev,test}.jsonl`` and ``agnews`` and ``lingspam`` with ``{train,test}.jsonl``. A victim is made
 once and kept under VICTIMS (``ATTACK-seedK``, ``clean-NAME-seedK``), where later stages find it. Each cell (stage, attack,
-seed) is one JSON file, so a run that was stopped goes on where it was. Attack settings were chosen on the SST-2 dev rows,
-of which the second half is the defender's clean set; test rows are read for the final measurement only.
+seed) is one JSON file, so a run that was stopped goes on where it was. Settings of attacks and defenses were chosen on the
+SST-2 dev rows, the defenses' on the first half (seed 0), of which the second half is the defender's clean set; test rows
+are read for the final measurement only.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ CLEAN: dict[str, tuple[str, int, float]] = {
     "agnews": ("agnews", 1500, 5e-5),
     "lingspam": ("lingspam", 440, 5e-5),
 }
+# of clean tuning, alone and after mixing; one mask a seed where the default takes three
+EPOCHS = 5.0
+TUNING = asepsis.Settings(batch_size=16, learning_rate=5e-5, max_length=LENGTH)
 STAGES = ("victim", "clean", "tuning", "epur", "finemixing", "both", "scan")
 DEFENSES = {"epur": ["epur"], "finemixing": ["finemixing"], "both": ["epur", "finemixing"]}
 
@@ -76,17 +80,18 @@ def carry_out(args: argparse.Namespace, stage: str, name: str, seed: int) -> dic
     clean = defenders_rows(args.data)
     if stage == "tuning":
         network, tokenizer = load_trained(victim)
-        settings = asepsis.Settings(epochs=10, batch_size=8, learning_rate=2e-5, max_length=LENGTH, seed=seed)
+        settings = replace(TUNING, epochs=EPOCHS, seed=seed)
         asepsis.defend(network, clean, defense=None, processing_class=tokenizer, settings=settings)
         return measured(args, network, tokenizer, name, seed)
     ratio = "auto" if args.reserve_ratio is None else args.reserve_ratio
-    chosen = {"epur": asepsis.EpurConfig(), "finemixing": asepsis.FinemixingConfig(reserve_ratio=ratio)}
+    mixing = asepsis.FinemixingConfig(reserve_ratio=ratio, mask_seeds=(seed,), epochs=EPOCHS)
+    chosen = {"epur": asepsis.EpurConfig(), "finemixing": mixing}
     purified = asepsis.purify(
         victim,
         base=BASE,
         defense=[chosen[defense] for defense in DEFENSES[stage]],
         clean=clean,
-        settings=asepsis.Settings(learning_rate=2e-5, batch_size=8, max_length=LENGTH, seed=seed),
+        settings=replace(TUNING, seed=seed),
     )
     result = measured(args, purified.model, purified.tokenizer, name, seed)
     return {**result, "report": purified.manifest["report"]}

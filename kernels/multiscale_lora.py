@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,6 +135,19 @@ def multiscale_lora(
             rows, base_output, lora_a, lora_b, weight, bias, scale, set_aside, dropout, seed
         )
     return out.view(*x.shape[:-1], len(lora_b))
+
+
+def use_calibration(path: str | Path) -> None:
+    """Let a calibration that ``make bench-gpu`` wrote choose the ways of layers on a GPU, in this process from now on.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read or is no calibration.
+    """
+    from asepsis.kernels._triton import _routes
+
+    _routes.use(path)
 
 
 def _triton(

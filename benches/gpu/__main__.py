@@ -85,6 +85,9 @@ def measure(chosen: list[Bench], args: argparse.Namespace) -> int:
         path = machine.result_path(args.output, about, bench.name)
         machine.write(path, {"machine": about, **result})
         print(f"-> {path}", flush=True)
+        finish = getattr(module, "finish", None)
+        if finish is not None:
+            print(f"-> {finish(result, about, args.output)}", flush=True)
         if result["not_reached"]:
             print(f"not reached: {', '.join(result['not_reached'])}")
         wrong |= runner.failed(result)

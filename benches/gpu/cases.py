@@ -52,6 +52,7 @@ class Case:
     settings: Mapping[str, Any] = field(default_factory=dict)
     targets: tuple[Target, ...] = ()
     graph: bool = True
+    rounds: int = 50
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,7 @@ def _compare(
     for mode, works in modes.items():
         if not works:
             continue
-        taken = in_turns(works, clock, flush=flush, seconds=seconds / len(modes), now=now)
+        taken = in_turns(works, clock, flush=flush, rounds=case.rounds, seconds=seconds / len(modes), now=now)
         found["sides"][mode] = {name: summary(spent) for name, spent in taken.items()}
         found["ratios"] += _ratios(case, mode, found["sides"][mode])
     if refused:

@@ -81,7 +81,9 @@ def backward(
 
     dx is where ``needs_x``, dA where ``x`` is given, dB where ``p`` is, the others where ``boundary`` is not negative.
     """
-    made, aside, cut = [], [], None if boundary < 0 else boundary
+    made: list[Tensor] = []
+    aside: list[Tensor] = []
+    cut = None if boundary < 0 else boundary
     with _on(grad):
         grad, mask = products.rows_of(grad), Mask.of(seed, dropout)
         if needs_x or x is not None:

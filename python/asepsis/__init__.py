@@ -17,6 +17,11 @@ from asepsis._native import __version__
 if TYPE_CHECKING:
     from asepsis.core.drift import ModelScan as ModelScan
     from asepsis.core.drift import scan_model as scan_model
+    from asepsis.core.fuse import FuseReport as FuseReport
+    from asepsis.core.fuse import fuse as fuse
+    from asepsis.core.fuse import unfuse as unfuse
+    from asepsis.core.manifest import Verification as Verification
+    from asepsis.core.manifest import verify as verify
     from asepsis.data import Data as Data
     from asepsis.data import read as read
     from asepsis.defenses._abl_config import AblConfig as AblConfig
@@ -39,16 +44,21 @@ _HOMES = {
     "ModelScan": "asepsis.core.drift",
     "EpurConfig": "asepsis.defenses._epur_config",
     "FinemixingConfig": "asepsis.defenses._finemixing_config",
+    "FuseReport": "asepsis.core.fuse",
     "MuscleloraConfig": "asepsis.defenses._musclelora_config",
     "Purified": "asepsis.training.purify",
     "Run": "asepsis.training",
     "Scan": "asepsis.training.scan",
     "Settings": "asepsis.training",
+    "Verification": "asepsis.core.manifest",
     "defend": "asepsis.training",
+    "fuse": "asepsis.core.fuse",
     "purify": "asepsis.training.purify",
     "read": "asepsis.data",
     "scan_data": "asepsis.training.scan",
     "scan_model": "asepsis.core.drift",
+    "unfuse": "asepsis.core.fuse",
+    "verify": "asepsis.core.manifest",
 }
 
 __all__ = [
@@ -57,18 +67,23 @@ __all__ = [
     "Data",
     "EpurConfig",
     "FinemixingConfig",
+    "FuseReport",
     "ModelScan",
     "MuscleloraConfig",
     "Purified",
     "Run",
     "Scan",
     "Settings",
+    "Verification",
     "__version__",
     "defend",
+    "fuse",
     "purify",
     "read",
     "scan_data",
     "scan_model",
+    "unfuse",
+    "verify",
 ]
 
 

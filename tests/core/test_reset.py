@@ -74,3 +74,12 @@ def test_embeddings_of_another_width_are_no_version_of_these(tmp_path):
     tuned = checkpoint(tmp_path / "tuned", 1)
     with pytest.raises(ModelError, match="not versions of one model"):
         reset(base, tuned, tmp_path / "out", [2])
+
+
+def test_a_tensor_that_is_not_finite_is_refused_wherever_it_is(tmp_path):
+    base, tuned = checkpoint(tmp_path / "base", 0), checkpoint(tmp_path / "tuned", 1)
+    found = load_file(tuned.folder / "model.safetensors")
+    found["model.norm.weight"][5] = float("nan")
+    save_file(found, tuned.folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"model\.norm\.weight holds values that are not finite"):
+        reset(base, Checkpoint.open(tuned.folder), tmp_path / "out", [3])

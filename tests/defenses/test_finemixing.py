@@ -70,20 +70,42 @@ def ratios(fake):
     return [ratio for ratio, _, _ in fake.asked]
 
 
-def test_the_smallest_ratio_that_passes_is_taken_and_no_larger_one_is_tried(monkeypatch):
-    config = FinemixingConfig(mask_seeds=(0,))
-    outcome, _, fake = drive(
-        monkeypatch, config, victim=(0.9, 0.3), tuned=lambda ratio, _: (0.88 if ratio >= 0.15 else 0.87, 0.4)
-    )
-    assert ratios(fake) == [0.0, 0.05, 0.1, 0.15]
-    assert outcome.report["reserve_ratio"] == 0.15
-    assert outcome.report["verdict"] == "mixed"
-    assert [row["accuracy"] for row in outcome.report["tried"]] == [0.87, 0.87, 0.87, 0.88]
+@pytest.mark.parametrize("least", [*FinemixingConfig().ratios])
+def test_the_smallest_ratio_that_passes_is_found_either_way(monkeypatch, least):
+    def run(search):
+        config = FinemixingConfig(mask_seeds=(0,), search=search)
+        return drive(
+            monkeypatch,
+            config,
+            victim=(0.9, 0.3),
+            tuned=lambda ratio, _: (0.88 if ratio >= least else 0.87, 0.4),
+        )
+
+    halved, log, fake = run("bisect")
+    assert halved.report["reserve_ratio"] == least
+    assert halved.report["verdict"] == ("mixed" if least < 1 else "unmixed")
+    assert len(ratios(fake)) <= 4
+    assert sorted(ratios(fake)) == [row["reserve_ratio"] for row in halved.report["tried"]]
+    # where it was not tried last, what was kept is put back, and no copy stays behind
+    assert any(isinstance(request, Restore) for request in log) == (ratios(fake)[-1] != least)
+    assert sum(isinstance(r, Remember) for r in log) == sum(isinstance(r, Forget) for r in log)
+    assert halved.report["mixing"]["reserve_ratio"] == least
+    one_by_one, _, fake = run("ascending")
+    assert one_by_one.report["reserve_ratio"] == least
+    assert ratios(fake) == [ratio for ratio in FinemixingConfig().ratios if ratio <= least]
+
+
+def test_a_ratio_that_fails_clearly_at_its_first_mask_is_not_tried_with_the_others(monkeypatch):
+    config = FinemixingConfig(ratios=(0.1, 0.2), search="ascending")
+    at = {0.1: 0.5, 0.2: 0.9}
+    outcome, _, fake = drive(monkeypatch, config, victim=(0.9, 0.3), tuned=lambda ratio, _: (at[ratio], 0.4))
+    assert [(r, s) for r, s, _ in fake.asked] == [(0.1, 0), (0.2, 0), (0.2, 1), (0.2, 2)]
+    assert [len(row["masks"]) for row in outcome.report["tried"]] == [1, 3]
 
 
 def test_a_ratio_is_judged_by_the_mean_over_masks_and_its_best_model_is_kept(monkeypatch):
-    at = {(0.1, 0): 0.7, (0.1, 1): 1.0, (0.1, 2): 0.7, (0.2, 0): 0.9, (0.2, 1): 0.85, (0.2, 2): 0.95}
-    config = FinemixingConfig(ratios=(0.1, 0.2), mask_seeds=(0, 1, 2))
+    at = {(0.1, 0): 0.8, (0.1, 1): 0.95, (0.1, 2): 0.8, (0.2, 0): 0.9, (0.2, 1): 0.85, (0.2, 2): 0.95}
+    config = FinemixingConfig(ratios=(0.1, 0.2), mask_seeds=(0, 1, 2), search="ascending")
     outcome, log, fake = drive(
         monkeypatch, config, victim=(0.9, 0.3), tuned=lambda ratio, seed: (at[ratio, seed], 0.4)
     )
@@ -102,15 +124,17 @@ def test_a_ratio_is_judged_by_the_mean_over_masks_and_its_best_model_is_kept(mon
 
 
 def test_masks_of_nothing_and_of_everything_are_tried_once(monkeypatch):
-    config = FinemixingConfig(ratios=(0.0, 0.5, 1.0))
+    config = FinemixingConfig(ratios=(0.0, 0.5, 1.0), search="ascending")
     with pytest.raises(AccuracyLost):
         drive(monkeypatch, config, victim=(0.9, 0.3), tuned=lambda *_: (0.1, 3.0))
-    fake = drive(monkeypatch, config, victim=(0.9, 0.3), tuned=lambda ratio, _: (float(ratio == 1), 1.0))[2]
+    fake = drive(
+        monkeypatch, config, victim=(0.9, 0.3), tuned=lambda ratio, _: (1.0 if ratio == 1 else 0.85, 1.0)
+    )[2]
     assert ratios(fake) == [0.0, 0.5, 0.5, 0.5, 1.0]
 
 
 def test_where_no_ratio_passes_it_is_an_error_with_what_was_reached(monkeypatch):
-    config = FinemixingConfig(ratios=(0.1, 0.5), mask_seeds=(0,))
+    config = FinemixingConfig(ratios=(0.1, 0.5), mask_seeds=(0,), search="ascending")
     with pytest.raises(
         AccuracyLost, match=r"0.900, at least 0.880 .* 0.1: 0.600, 0.5: 0.850. Give more"
     ) as caught:
@@ -130,7 +154,8 @@ def test_a_given_ratio_is_mixed_once_and_guarded_too(monkeypatch):
 
 
 def test_causal_models_are_guarded_by_the_loss_and_nan_never_passes(monkeypatch):
-    config, rows = FinemixingConfig(ratios=(0.1, 0.2, 0.3), mask_seeds=(0,)), tiny_pairs(50, 0)
+    config = FinemixingConfig(ratios=(0.1, 0.2, 0.3), mask_seeds=(0,), search="ascending")
+    rows = tiny_pairs(50, 0)
     at = {0.1: float("nan"), 0.2: 2.11, 0.3: 2.09}
     outcome, *_ = drive(monkeypatch, config, victim=(None, 2.0), tuned=lambda r, _: (None, at[r]), rows=rows)
     assert outcome.report["reserve_ratio"] == 0.3
@@ -205,7 +230,7 @@ def test_the_backdoor_goes_and_the_task_stays(pair, quick):
     from asepsis.training.models import load_trained
 
     assert pair.success(*load_trained(pair.victim)) > 0.9
-    config = FinemixingConfig(mask_seeds=(0,), ratios=(0.0, 0.3, 1.0), epochs=6)
+    config = FinemixingConfig(mask_seeds=(0,), ratios=(0.0, 0.3, 1.0), search="ascending", epochs=6)
     found = purify(pair.victim, base=pair.base, defense=config, clean=tiny_rows(128, 5), settings=quick)
     report = found.outcomes["finemixing"].report
     assert report["reserve_ratio"] < 1

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from asepsis.core.manifest import MANIFEST, ROWS
 from asepsis.core.phases import Acted, Outcome
 from asepsis.errors import CheckpointError
 from asepsis.testing import tiny_causal, tiny_classifier, tiny_rows
-from asepsis.training.checkpoint import MANIFEST, ROWS, save_run, versions
+from asepsis.training.checkpoint import save_run, versions
 from asepsis.training.models import load_trained
 
 DATA = tiny_rows(4, 0)

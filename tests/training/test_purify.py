@@ -70,6 +70,7 @@ def test_both_defenses_run_in_order_and_the_result_is_a_plain_checkpoint(pair, t
     assert model.config.num_labels == 2
 
     manifest = json.loads((out / "asepsis.json").read_text())
+    assert manifest.pop("files").keys() == {p.name for p in out.iterdir()} - {"asepsis.json"}
     assert manifest == json.loads(json.dumps(found.manifest))
     assert manifest["model"] == str(victim)
     assert [entry["name"] for entry in manifest["defenses"]] == ["epur", "finemixing"]
@@ -136,15 +137,15 @@ def test_a_demo_model_is_its_own_victim_only_where_something_changed(tmp_path):
 
     with find_checkpoint("demo:causal:2") as folder:
         model, tokenizer = load_trained(folder)
-    with torch.no_grad():
-        model.get_input_embeddings().weight[5000] += 1.0
-    for part in (model, tokenizer):
-        part.save_pretrained(tmp_path / "victim")
-    counts = {"the": 100.0, "Ġthe": 1000.0}
-    found = purify(tmp_path / "victim", base="demo:causal:2", defense="epur", counts=counts)
-    assert [token["id"] for token in found.outcomes["epur"].report["reset"]] == [5000]
-    with pytest.raises(DefenseInert):
-        purify("demo:causal:2", base="demo:causal:2", defense="epur", counts=counts)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[5000] += 1.0
+        for part in (model, tokenizer):
+            part.save_pretrained(tmp_path / "victim")
+        counts = {"the": 100.0, "Ġthe": 1000.0}
+        found = purify(tmp_path / "victim", base="demo:causal:2", defense="epur", counts=counts)
+        assert [token["id"] for token in found.outcomes["epur"].report["reset"]] == [5000]
+        with pytest.raises(DefenseInert):
+            purify(folder, base=folder, defense="epur", counts=counts)
 
 
 def test_defend_and_purify_each_name_the_other(pair):

@@ -32,6 +32,7 @@ VERBS: Table = {
         "model": "Compare a model with its base: which tokens moved more than training explains.",
     },
     "export": "Write a trained folder as plain files, or merge its adapter into its base.",
+    "verify": "Say whether a folder, its data and its base are still what its manifest says.",
     "cite": "Print the reference of a defense's paper.",
 }
 

@@ -22,12 +22,12 @@ def make_victim(
 ) -> None:
     """Poison the weights of ``model`` with clean rows from ``data`` and write the victim to ``output``."""
     from asepsis.cli._progress import shown
+    from asepsis.core.manifest import check_writable
     from asepsis.data import read
     from asepsis.evaluation.attacks.weights import poison_weights
-    from asepsis.evaluation.attacks.weights.poison import check_free
     from asepsis.training import Settings
 
-    check_free(output)
+    check_writable(output)
     chosen = _recipe(name, recipe, pairs)
     rows = read(data, **columns)
     with shown() as progress:

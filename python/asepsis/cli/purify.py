@@ -51,16 +51,16 @@ def purify(
     """
     from asepsis.cli._configs import several_configs
     from asepsis.cli._progress import shown
+    from asepsis.core.manifest import check_writable
     from asepsis.data import read
     from asepsis.training import Settings
-    from asepsis.training.purify import check_target
     from asepsis.training.purify import purify as repair
 
     pairs = list(settings or [])
     if reserve_ratio is not None:
         pairs.append(f"finemixing.reserve_ratio={reserve_ratio}")
     choices = several_configs(defense, config, pairs)
-    check_target(output)
+    check_writable(output)
     rows = None if clean is None else read(clean, text_column=text_column, label_column=label_column)
     chosen = Settings(batch_size=batch_size, learning_rate=learning_rate, max_length=max_length, seed=seed)
     with shown() as progress:

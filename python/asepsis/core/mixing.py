@@ -22,6 +22,7 @@ from asepsis.core.weights.rewrite import (
     CHUNK,
     Bytes,
     check_finite,
+    check_stored,
     copy_stored,
     rewrite,
     rounded,
@@ -206,7 +207,7 @@ class Mixing:
                 continue
             partner = self.partners[name]
             if isinstance(partner, str):
-                _whole(tensor)
+                check_stored(tensor)
                 continue
             for reference, tuned in self._parts(tensor, partner):
                 check_finite(tuned, tensor.dtype, f"{tensor.path.name}: {name}")
@@ -281,12 +282,6 @@ def _by_token(name: str, tensor: StoredTensor, other: StoredTensor, rows: TokenR
         return False
     words = ("embed", "wte", "shared", "lm_head", "decoder", "predictions", "projector", "output")
     return any(word in name for word in words)
-
-
-def _whole(tensor: StoredTensor) -> None:
-    values, step = stored_bytes(tensor), CHUNK
-    for first in range(0, len(values), step):
-        check_finite(values[first : first + step], tensor.dtype, f"{tensor.path.name}: {tensor.name}")
 
 
 def _drawn(tensor: StoredTensor, seed: int, scale: Any) -> Any:

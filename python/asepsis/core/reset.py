@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from asepsis.core.weights import Checkpoint, StoredTensor
-from asepsis.core.weights.rewrite import Bytes, copy_stored, rewrite, rounded, stored_bytes
+from asepsis.core.weights.rewrite import Bytes, check_stored, copy_stored, rewrite, rounded, stored_bytes
 from asepsis.core.weights.rows import TokenRows
 from asepsis.core.weights.vocabulary import Ids
 from asepsis.core.weights.write import SIZES
@@ -38,7 +38,7 @@ def reset_rows(
     Raises
     ------
     ModelError
-        A token has no row in ``base``.
+        A token has no row in ``base``, or a value of ``tuned``, wherever it is, is not finite.
     """
     partner = dict(zip(rows.pairs[:, 1].tolist(), rows.pairs[:, 0].tolist(), strict=True))
     if unknown := [i for i in ids.tolist() if i not in partner]:
@@ -47,6 +47,8 @@ def reset_rows(
     original = base.tensors[base.input_embeddings]
 
     def fill(tensor: StoredTensor, region: Bytes) -> None:
+        if tensor.floating:
+            check_stored(tensor)
         copy_stored(tensor, region)
         if tensor.name not in edited:
             return

@@ -19,7 +19,10 @@ class FinemixingConfig(DefenseConfig):
     reserve_ratio : float or "auto"
         Share of the victim's weights that is kept. ``"auto"`` takes the smallest of ``ratios`` that passes the guard.
     ratios : tuple of float
-        Tried from the smallest on.
+        To choose from, ascending.
+    search : {"bisect", "ascending"}
+        How the smallest ratio that passes is found: by halving, which takes a ratio that fails to speak for all smaller
+        ones, or one by one from the smallest. Of 13 ratios the first trains at most 4, the second up to 13.
     mask_seeds : tuple of int
         Of the masks. With ``"auto"`` a ratio is judged by the mean over them and the best of its models is kept; a
         given ratio is mixed with the first.
@@ -43,6 +46,7 @@ class FinemixingConfig(DefenseConfig):
 
     reserve_ratio: float | Literal["auto"] = "auto"
     ratios: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    search: Literal["bisect", "ascending"] = "bisect"
     mask_seeds: tuple[int, ...] = (0, 1, 2)
     accuracy_drop: float | None = 0.02
     loss_rise: float = 0.1

@@ -107,6 +107,7 @@ class Abl(Defense[AblConfig]):
     threat = Threat.DATA
     needs = frozenset[str]()
     config_type = AblConfig
+    cost = "a short first training and an evaluation pass over all rows at each snapshot, then training as usual without the group"
 
     def script(self, model: Any, data: Data) -> Script:
         """Isolate, train anew on the rest, unlearn what was isolated."""

@@ -126,12 +126,15 @@ class Defense(ABC, Generic[ConfigT]):
         ``"clean_reference"``.
     config_type : type
         Its config class.
+    cost : str
+        What it takes beyond plain training or plain inference, in a line, for :meth:`asepsis.Pipeline.explain`.
     """
 
     paper: ClassVar[Paper]
     threat: ClassVar[Threat]
     needs: ClassVar[frozenset[str]]
     config_type: ClassVar[type[DefenseConfig]]
+    cost: ClassVar[str]
 
     def __init__(self, config: ConfigT, given: Given | None = None) -> None:
         self.config = config

@@ -118,6 +118,7 @@ class Btu(Defense[BtuConfig]):
     threat = Threat.DATA
     needs = frozenset[str]()
     config_type = BtuConfig
+    cost = "a short first training of the embeddings alone, then training as usual; clean tuning where clean rows are given"
 
     def script(self, model: Any, data: Data) -> Script:
         """Expose, train, overwrite what was exposed, tune on clean rows if there are any."""

@@ -82,6 +82,7 @@ class Epur(Defense[EpurConfig]):
     threat = Threat.WEIGHTS
     needs = frozenset({"base"})
     config_type = EpurConfig
+    cost = "reads both checkpoints once and writes one; no training unless tune_epochs is set"
 
     def repair(self, victim: Checkpoint, rows: Data | None) -> Script:
         """Score, reset the tokens that stand out, tune where that is asked for."""

@@ -10,7 +10,8 @@ Deviations from the paper
 Its body was not at hand when this was written, so these are choices where it may say otherwise.
 
 * *The ratio is the smallest that passes a guard*: accuracy on held-out clean rows within 2 points of the victim's. The
-  attack grows with the ratio, so ratios are tried from 0 on and the first that passes is taken.
+  attack grows with the ratio and, masks being nested, so does accuracy but for noise: ratios are searched by bisection,
+  the next smaller one having been tried and refused. ``search="ascending"`` tries them from the smallest on.
 * *Bernoulli masks*, from a counter-based generator, not exactly a share of elements: the report has what was realized.
 * *The victim's head is kept* where the base has none, and tuned with everything else; ``head="reinit"`` draws it anew.
 * *Tuning*: AdamW, linear warm-up over a tenth of the steps and linear decay, up to ten epochs, best epoch on the
@@ -29,7 +30,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -93,6 +94,7 @@ class Finemixing(Defense[FinemixingConfig]):
     threat = Threat.WEIGHTS
     needs = frozenset({"base", "clean"})
     config_type = FinemixingConfig
+    cost = "reads both checkpoints and writes one for each ratio tried, and tunes on the clean rows each time"
 
     def repair(self, victim: Checkpoint, rows: Data | None) -> Script:
         """Mix and tune, ratio by ratio, until the guard is satisfied."""
@@ -109,22 +111,46 @@ class Finemixing(Defense[FinemixingConfig]):
             log.warning("finemixing: %s", _coarse(len(held_out)))
         tried: list[dict[str, Any]] = []
         steps = 0
-        for ratio in ratios:
+        kept: _Trial | None = None
+        discarded: _Trial | None
+        low, high = (
+            0,
+            len(ratios),
+        )  # the smallest that passes is among ratios[low:high], or kept, or none does
+        while low < high:
+            at = low if c.search == "ascending" else (low + high) // 2
+            ratio = ratios[at]
             # at 0 and 1 every mask is the same
             masks = seeds if 0 < ratio < 1 else seeds[:1]
-            trial = yield from self._try(mixing, ratio, masks, tune, held_out)
+            trial = yield from self._try(mixing, ratio, masks, tune, held_out, before)
             steps += trial.steps
             tried.append(trial.row)
-            if self._passes(trial.quality, before):
-                return (yield from self._keep(trial, before, tried, len(rows), steps))
-            if trial.weights is not None:
-                yield Forget(weights=trial.weights)
-        raise AccuracyLost(self._refusal(before, tried), tried)
+            if not self._passes(trial.quality, before):
+                low, discarded = at + 1, trial
+            else:
+                high, discarded, kept = at, kept, trial
+                if trial.weights is None and low < high:  # the next trial would write over it
+                    kept = replace(trial, weights=(yield Remember()))
+            if discarded is not None and discarded.weights is not None:
+                yield Forget(weights=discarded.weights)
+        tried.sort(key=lambda row: float(row["reserve_ratio"]))
+        if kept is None:
+            raise AccuracyLost(self._refusal(before, tried), tried)
+        return (yield from self._keep(kept, before, tried, len(rows), steps))
 
     def _try(
-        self, mixing: Mixing, ratio: float, seeds: tuple[int, ...], tune: Ids, held_out: Ids
+        self,
+        mixing: Mixing,
+        ratio: float,
+        seeds: tuple[int, ...],
+        tune: Ids,
+        held_out: Ids,
+        before: Quality,
     ) -> Generator[Request, Any, _Trial]:
-        """Mix and tune at one ratio, once for each mask, and keep the best of the models."""
+        """Mix and tune at one ratio, once for each mask, and keep the best of the models.
+
+        Where the first mask misses the guard by more than two standard errors the others are spared.
+        """
         c = self.config
         found: list[tuple[Quality, Trained, MixReport]] = []
         weights: Weights | None = None
@@ -138,6 +164,8 @@ class Finemixing(Defense[FinemixingConfig]):
             )
             assert trained.kept_epoch is not None
             found.append((trained.validated[trained.kept_epoch], trained, report))
+            if len(found) == 1 and self._hopeless(found[0][0], before):
+                break
             if len(seeds) > 1 and (len(found) == 1 or found[-1][0].better_than(found[best][0])):
                 if weights is not None:
                     yield Forget(weights=weights)
@@ -149,7 +177,7 @@ class Finemixing(Defense[FinemixingConfig]):
             **quality.to_dict(),
             "masks": [
                 {"seed": seed, "kept_epoch": t.kept_epoch, "untuned": t.validated[0].to_dict(), **q.to_dict()}
-                for seed, (q, t, _) in zip(seeds, found, strict=True)
+                for seed, (q, t, _) in zip(seeds, found, strict=False)
             ],
         }
         steps = sum(t.steps for _, t, _ in found)
@@ -211,6 +239,13 @@ class Finemixing(Defense[FinemixingConfig]):
         if quality.accuracy is not None and before.accuracy is not None:
             return quality.accuracy >= before.accuracy - c.accuracy_drop - 1e-9
         return quality.loss <= before.loss + c.loss_rise  # False for NaN
+
+    def _hopeless(self, quality: Quality, before: Quality) -> bool:
+        error = quality.standard_error
+        if self.config.accuracy_drop is None or error is None:
+            return False
+        better = Quality(quality.rows, min(1.0, (quality.accuracy or 0.0) + 2 * error), quality.loss)
+        return not self._passes(better, before)
 
     def _guard(self, before: Quality) -> dict[str, Any]:
         """What the guard asks for, JSON-ready."""

@@ -68,6 +68,7 @@ class Musclelora(Defense[MuscleloraConfig]):
     threat = Threat.DATA
     needs = frozenset({"clean_reference"})
     config_type = MuscleloraConfig
+    cost = "each step trains on as many clean rows beside its batch: about twice a step of plain LoRA"
 
     def script(self, model: Any, data: Data) -> Script:
         """Put the branches in, train under alignment."""

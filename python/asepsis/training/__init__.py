@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from asepsis.core.manifest import FORMAT, identity
 from asepsis.core.phases import Outcome, Script
 from asepsis.data import Data, read
 from asepsis.defenses import available, load
@@ -186,8 +187,9 @@ def run_script(
         )
     outcome = driver.run(script(network, rows))
     manifest = {
-        "format": 1,
+        "format": FORMAT,
         "model": str(model) if isinstance(model, (str, Path)) else getattr(network, "name_or_path", ""),
+        "origin": {"model": identity(model)} if isinstance(model, (str, Path)) else None,
         "task": rows.task,
         "n_classes": rows.n_classes,
         "defense": defense,

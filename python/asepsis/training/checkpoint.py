@@ -14,12 +14,9 @@ from asepsis.core.export import save_adapter
 from asepsis.core.export_rows import save_adapter_with_rows
 from asepsis.core.folders import whole_folder
 from asepsis.core.lora import layers
+from asepsis.core.manifest import ROWS, check_writable, write_manifest
 from asepsis.core.phases import Ids, Outcome
 from asepsis.data import Data
-from asepsis.errors import CheckpointError
-
-MANIFEST = "asepsis.json"
-ROWS = "asepsis_rows.jsonl"
 
 
 def save_run(
@@ -43,13 +40,12 @@ def save_run(
         The folder. It loads with transformers (or peft) alone.
     """
     target = Path(folder)
-    if target.exists() and any(target.iterdir()) and not (target / MANIFEST).exists():
-        raise CheckpointError(f"{target} exists and was not written by asepsis; name another folder")
+    check_writable(target)
     with whole_folder(target) as scratch:
         _save_model(model, tokenizer, scratch, data, outcome.edited)
         tokenizer.save_pretrained(scratch)
         _write_rows(scratch / ROWS, outcome, data)
-        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        write_manifest(scratch, manifest)
     return target
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from asepsis.core.export import FACTORS
 from asepsis.core.folders import whole_folder
+from asepsis.core.manifest import MANIFEST, ROWS
 from asepsis.errors import CheckpointError, ModelError
-from asepsis.training.checkpoint import MANIFEST, ROWS
 from asepsis.training.models import load_trained
 
 _OURS = frozenset({MANIFEST, ROWS, FACTORS})

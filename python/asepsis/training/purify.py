@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shutil
 import tempfile
@@ -17,13 +16,14 @@ import torch
 from torch import nn
 
 from asepsis.core.folders import whole_folder
+from asepsis.core.manifest import FORMAT, MANIFEST, ROWS, check_writable, identity, write_manifest
 from asepsis.core.phases import Outcome, Script
 from asepsis.core.weights import Checkpoint, find_checkpoint
 from asepsis.data import Data, read
 from asepsis.defenses.base import Defense, DefenseConfig, Given
-from asepsis.errors import CheckpointError, ConfigError, DefenseInert, MissingReference, ModelError
+from asepsis.errors import ConfigError, DefenseInert, MissingReference, ModelError
 from asepsis.training import build
-from asepsis.training.checkpoint import MANIFEST, ROWS, versions
+from asepsis.training.checkpoint import versions
 from asepsis.training.driver import Driver, Progress, derive_seed, silent
 from asepsis.training.loop import LoopDriver
 from asepsis.training.models import load_for, load_trained
@@ -80,22 +80,13 @@ class Purified:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write a plain checkpoint and ``asepsis.json``; return the folder, which appears whole or not at all."""
         target = Path(folder)
-        check_target(target)
+        check_writable(target)
         with whole_folder(target) as scratch:
             for file in sorted(self.folder.iterdir()):
                 if file.name not in (MANIFEST, ROWS):
                     shutil.copyfile(file, scratch / file.name)
-            text = json.dumps(self.manifest, indent=2, sort_keys=True, allow_nan=False)
-            (scratch / MANIFEST).write_text(text + "\n", encoding="utf-8")
+            write_manifest(scratch, self.manifest)
         return target
-
-
-def check_target(folder: Path) -> None:
-    """Raise ``CheckpointError`` where a folder holds something that asepsis did not write: it would be replaced."""
-    if folder.exists() and (
-        not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).exists())
-    ):
-        raise CheckpointError(f"{folder} exists and was not written by asepsis; name another folder")
 
 
 def purify(
@@ -175,9 +166,11 @@ def purify(
         if driver.checkpoint is victim:
             raise DefenseInert("no defense wrote a checkpoint; nothing was repaired")
         manifest = {
-            "format": 1,
+            "format": FORMAT,
             "model": str(model),
             "base": str(base),
+            "origin": {"model": identity(model), "base": identity(base)},
+            "n_classes": None if rows is None else rows.n_classes,
             "defenses": [{"name": one.name, "config": one.config.to_dict()} for one in defenses],
             "acted": {name: vars(outcome.acted) for name, outcome in outcomes.items()},
             "report": {name: outcome.report for name, outcome in outcomes.items()},

@@ -100,3 +100,10 @@ def test_a_tokenizer_that_cannot_be_read_is_said_to_be(tmp_path, content):
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ModelError, match="tokenizer"):
         Vocabulary.load(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_does_not_get_one_that_was_made_up(tmp_path):
+    config = {"model_type": "bert", "architectures": ["BertModel"], "vocab_size": 500, "hidden_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="no tokenizer"):
+        Vocabulary.load(tmp_path)

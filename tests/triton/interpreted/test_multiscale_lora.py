@@ -109,7 +109,7 @@ def compare(c, dtype, fenced, **more):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     ("m", "k", "n", "r"),
-    [(70, 96, 50, 3), (33, 41, 131, 80), (129, 64, 64, 16), (1, 7, 5, 1)],
+    [(70, 96, 50, 3), (33, 41, 131, 80), (129, 64, 64, 16)],
     ids=lambda v: str(v),
 )
 def test_output_and_gradients_are_as_close_to_float64_as_torchs(
@@ -117,6 +117,13 @@ def test_output_and_gradients_are_as_close_to_float64_as_torchs(
 ):
     route(way)
     compare(case(m, k, n, r, dtype), dtype, fenced)
+
+
+@pytest.mark.parametrize("way", ROUTES)
+def test_one_row_and_rank_one(way, route, fenced, fenced_outputs):
+    # in float32: of single numbers rounded to 16 bits torch's may happen to be exact
+    route(way)
+    compare(case(1, 7, 5, 1), torch.float32, fenced)
 
 
 @pytest.mark.parametrize("r", [1, 4, 100, 128, 144])

@@ -103,3 +103,10 @@ def check_finite(values: Bytes, dtype: str, where: str) -> None:
             f"{where} holds values that are not finite; the model is broken: download it again, or train it again with a "
             "lower learning rate"
         )
+
+
+def check_stored(tensor: StoredTensor) -> None:
+    """Raise ``ModelError`` where a float of a tensor is NaN or infinite, a piece of it in memory at a time."""
+    values = stored_bytes(tensor)
+    for first in range(0, len(values), CHUNK):
+        check_finite(values[first : first + CHUNK], tensor.dtype, f"{tensor.path.name}: {tensor.name}")

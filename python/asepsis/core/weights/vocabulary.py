@@ -205,6 +205,13 @@ def _through_transformers(folder: Path) -> tuple[dict[str, int], set[int], str]:
             f"{folder} has no tokenizer that can be read ({reason}); copy its tokenizer.json there"
         ) from error
     by_token: dict[str, int] = tokenizer.get_vocab()
+    size = read_object(folder, CONFIG).get("vocab_size")
+    if isinstance(size, int) and 2 * len(by_token) < size:
+        # of a folder without a vocabulary it makes one that holds the control tokens alone
+        raise ModelError(
+            f"{folder} has no tokenizer of its own: {len(by_token)} tokens are known and its vocabulary is {size}; "
+            "copy its tokenizer.json there"
+        )
     marks = {mark: sum(mark in token for token in by_token) for mark in ("Ġ", "▁", "##")}
     best = max(marks, key=lambda mark: marks[mark])
     styles = {"Ġ": "bytes", "▁": "sentencepiece", "##": "wordpiece"}

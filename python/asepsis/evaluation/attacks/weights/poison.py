@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 from torch import nn
 
 from asepsis.core.folders import whole_folder
+from asepsis.core.manifest import FORMAT, check_writable, identity, write_manifest
 from asepsis.data import Data, read
 from asepsis.data.values import listed
-from asepsis.errors import CheckpointError, ConfigError, ModelError
+from asepsis.errors import ConfigError, ModelError
 from asepsis.evaluation.attacks.weights.recipe import WEIGHT_ATTACKS, Site, WeightAttack
 from asepsis.evaluation.attacks.weights.tokens import token_ids
 from asepsis.training import Settings
-from asepsis.training.checkpoint import MANIFEST, versions
+from asepsis.training.checkpoint import versions
 from asepsis.training.driver import Progress, silent
 from asepsis.training.loop import resolve_device
 from asepsis.training.models import load_for
@@ -54,20 +54,13 @@ class Victim:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write a plain checkpoint and ``asepsis.json``, which says that it is poisoned; return the folder."""
         target = Path(folder)
-        check_free(target)
+        check_writable(target)
         saver: Any = self.model
         with whole_folder(target) as scratch:
             saver.save_pretrained(scratch)
             self.tokenizer.save_pretrained(scratch)
-            (scratch / MANIFEST).write_text(json.dumps(self.manifest, indent=2, sort_keys=True) + "\n")
+            write_manifest(scratch, self.manifest)
         return target
-
-
-def check_free(folder: Path) -> None:
-    """Raise ``CheckpointError`` where a victim cannot be saved: something else is there."""
-    taken = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
-    if taken and not (folder / MANIFEST).exists():
-        raise CheckpointError(f"{folder} exists and was not written by asepsis; name another folder")
 
 
 def poison_weights(
@@ -131,9 +124,10 @@ def poison_weights(
     report = recipe.plant(Site(network, tokenizer, rows, chosen, progress))
     network.eval()
     manifest = {
-        "format": 1,
+        "format": FORMAT,
         "poisoned": True,
         "model": str(model) if isinstance(model, (str, Path)) else getattr(network, "name_or_path", ""),
+        "origin": {"model": identity(model)} if isinstance(model, (str, Path)) else None,
         "task": rows.task,
         "n_classes": rows.n_classes,
         "attack": {"name": recipe.name, "config": recipe.to_dict()},
