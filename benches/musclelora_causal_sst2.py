@@ -33,6 +33,7 @@ VARIANTS = {
     "none": LORA,
     "clean-only": LORA,
     "reference-only": replace(LORA, epochs=8.0),
+    "reference-only-31": replace(LORA, epochs=31.0),  # as many steps as the others have
     "full": replace(LORA, align=True),
 }
 
@@ -59,6 +60,7 @@ def measure_cell(args: argparse.Namespace, cell: Path, variant: str, attack: str
     rows = {
         "clean-only": case.train.select(clean),
         "reference-only": reference,
+        "reference-only-31": reference,
     }.get(variant, case.train)
     run = asepsis.defend(
         "demo:causal",
@@ -88,7 +90,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000, help="training rows drawn by each seed")
     parser.add_argument("--reference", type=int, default=96, help="clean reference rows")
     parser.add_argument("--test", type=int, default=400, help="rows measured on, clean and triggered each")
-    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--scale", type=float, default=SCALE, help="learning rate over the plain loop's 5e-5")
     parser.add_argument("--dev", action="store_true")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
