@@ -15,8 +15,9 @@ _Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 __version__: str
 
+def argsort(values: npt.NDArray[np.float32], *, nan: _NanPolicy = "last") -> npt.NDArray[np.int64]: ...
 def bottom_k(
-    values: npt.NDArray[np.float32], k: int, *, nan: _NanPolicy = "last"
+    values: npt.NDArray[np.float32], k: int, *, nan: _NanPolicy = "last", threads: int = 1
 ) -> npt.NDArray[np.int64]: ...
 def bottom_k_per_class(
     values: npt.NDArray[np.float32],
@@ -42,7 +43,7 @@ def mix(
 def ranks(
     values: npt.NDArray[np.float32],
     *,
-    method: Literal["ordinal", "average", "min"] = "ordinal",
+    method: Literal["ordinal", "average", "min", "histogram"] = "ordinal",
     nan: _NanPolicy = "last",
 ) -> npt.NDArray[np.float64]: ...
 def row_stats(

@@ -1,6 +1,6 @@
 //! One epoch of losses.
 
-use crate::{Error, Result};
+use crate::{Error, Result, simd};
 
 /// A loss per sample, and which samples have one. A NaN that was observed is a loss; a missing loss is a
 /// clear bit.
@@ -44,8 +44,15 @@ impl Column {
 
 /// A vector of `n` times `value`, or an error where `vec!` would end the process.
 pub(crate) fn filled<T: Clone>(n: usize, value: T) -> Result<Vec<T>> {
-    let mut filled = Vec::new();
-    filled.try_reserve_exact(n).map_err(|_| Error::OutOfMemory { n })?;
+    let mut filled = reserved(n)?;
     filled.resize(n, value);
     Ok(filled)
+}
+
+/// An empty vector with room for `n`, or an error where `Vec::with_capacity` would end the process.
+pub(crate) fn reserved<T>(n: usize) -> Result<Vec<T>> {
+    let mut room = Vec::new();
+    room.try_reserve_exact(n).map_err(|_| Error::OutOfMemory { n })?;
+    simd::prefer_large_pages(&mut room);
+    Ok(room)
 }

@@ -83,11 +83,6 @@ pub enum Error {
         /// The names there are.
         wanted: &'static str,
     },
-    /// More values than 32-bit indices can order.
-    TooMany {
-        /// How many there are.
-        n: usize,
-    },
     /// The allocator refused the memory for a vector.
     OutOfMemory {
         /// Its length.
@@ -141,9 +136,6 @@ impl fmt::Display for Error {
             }
             Self::UnknownName { name, got, wanted } => {
                 write!(f, "{name} must be one of {wanted}, got {got:?}")
-            }
-            Self::TooMany { n } => {
-                write!(f, "{n} values cannot be ranked at once, the most is {}", u32::MAX)
             }
             Self::OutOfMemory { n } => {
                 write!(f, "there is no memory for {n} values")

@@ -103,8 +103,8 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// [`Error::NothingObserved`] when no sample was observed, [`Error::TooMany`] above `u32::MAX` samples.
-    /// The ledger is then as before.
+    /// [`Error::NothingObserved`] when no sample was observed, [`Error::OutOfMemory`]. The ledger is then as
+    /// before.
     pub fn end_epoch(&mut self) -> Result<Coverage> {
         let column = self.open.as_ref().ok_or(Error::NothingObserved)?;
         let (rows, losses): (Vec<usize>, Vec<f32>) = column.entries().unzip();

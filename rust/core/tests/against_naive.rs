@@ -42,6 +42,10 @@ fn pickable(values: &[f32], nan: NanPolicy) -> usize {
     values.iter().filter(|x| nan == NanPolicy::Last || !x.is_nan()).count()
 }
 
+fn sorted(values: &[f32], nan: NanPolicy) -> Vec<i64> {
+    asepsis_core::argsort(values, nan).unwrap()
+}
+
 proptest! {
     #[test]
     fn keys_order_as_the_values_do(a in loss(), b in loss()) {
@@ -53,10 +57,10 @@ proptest! {
         for nan in POLICIES {
             let available = pickable(&values, nan);
             for k in [0, (share * available as f64) as usize, available] {
-                prop_assert_eq!(&bottom_k(&values, k, nan).unwrap(), &argsort(&values)[..k]);
+                prop_assert_eq!(&bottom_k(&values, k, nan, 1).unwrap(), &argsort(&values)[..k]);
             }
             let k = available + 1;
-            prop_assert_eq!(bottom_k(&values, k, nan), Err(Error::TooFew { k, available }));
+            prop_assert_eq!(bottom_k(&values, k, nan, 1), Err(Error::TooFew { k, available }));
         }
     }
 
@@ -65,7 +69,7 @@ proptest! {
         let wanted = values.iter().position(|x| x.is_nan()).map(|first| {
             Error::Nan { count: values.len() - pickable(&values, NanPolicy::Drop), first }
         });
-        prop_assert_eq!(bottom_k(&values, 0, NanPolicy::Error).err(), wanted.clone());
+        prop_assert_eq!(bottom_k(&values, 0, NanPolicy::Error, 1).err(), wanted.clone());
         prop_assert_eq!(ranks(&values, RankMethod::Min, NanPolicy::Error).err(), wanted);
     }
 
@@ -118,6 +122,25 @@ proptest! {
                 prop_assert_eq!(ordinal[i], smaller + equal_before);
                 prop_assert_eq!(average[i], smaller + (equal - 1.0) / 2.0);
                 prop_assert_eq!(min[i], smaller);
+            }
+        }
+    }
+
+    #[test]
+    fn argsort_is_bottom_k_of_all_there_is(values in losses()) {
+        for nan in POLICIES {
+            prop_assert_eq!(&sorted(&values, nan), &argsort(&values)[..pickable(&values, nan)]);
+        }
+    }
+
+    #[test]
+    fn ranks_by_histogram_are_average_ranks_of_the_upper_half(values in losses()) {
+        // the number of a bin orders as the bin does
+        let coarse: Vec<f32> = values.iter().map(|&x| if x.is_nan() { x } else { (key(x) >> 16) as f32 }).collect();
+        for nan in POLICIES {
+            let got = ranks(&values, RankMethod::Histogram, nan).unwrap();
+            for (got, wanted) in got.iter().zip(ranks(&coarse, RankMethod::Average, nan).unwrap()) {
+                prop_assert!(*got == wanted || got.is_nan() && wanted.is_nan());
             }
         }
     }
@@ -315,5 +338,5 @@ fn messages_start_lower_case_and_hold_the_numbers() {
         assert_eq!(error.to_string(), wanted);
     }
     let unknown = "mode".parse::<RankMethod>().unwrap_err().to_string();
-    assert_eq!(unknown, "method must be one of ordinal, average, min, got \"mode\"");
+    assert_eq!(unknown, "method must be one of ordinal, average, min, histogram, got \"mode\"");
 }
