@@ -15,6 +15,25 @@ impl Column {
         Ok(Self { losses: filled(n, f32::NAN)?, observed: filled(n.div_ceil(64), 0)? })
     }
 
+    /// A column from its two parts: losses, and a bit for each that was observed.
+    pub(crate) fn from_parts(losses: Vec<f32>, observed: Vec<u64>, n: usize) -> Result<Self> {
+        for (name, got, wanted) in [("losses", losses.len(), n), ("observed", observed.len(), n.div_ceil(64))]
+        {
+            if got != wanted {
+                return Err(Error::LengthMismatch { name, got, wanted });
+            }
+        }
+        // a bit past the end would count as a sample
+        if !n.is_multiple_of(64) && observed[n / 64] >> (n % 64) != 0 {
+            return Err(Error::Inconsistent { name: "observed", row: n });
+        }
+        Ok(Self { losses, observed })
+    }
+
+    pub(crate) fn words(&self) -> &[u64] {
+        &self.observed
+    }
+
     pub(crate) fn losses(&self) -> &[f32] {
         &self.losses
     }

@@ -83,6 +83,13 @@ pub enum Error {
         /// The names there are.
         wanted: &'static str,
     },
+    /// A ledger's state contradicts itself.
+    Inconsistent {
+        /// The part that does not fit the columns.
+        name: &'static str,
+        /// The first sample where it does not.
+        row: usize,
+    },
     /// The allocator refused the memory for a vector.
     OutOfMemory {
         /// Its length.
@@ -136,6 +143,12 @@ impl fmt::Display for Error {
             }
             Self::UnknownName { name, got, wanted } => {
                 write!(f, "{name} must be one of {wanted}, got {got:?}")
+            }
+            Self::Inconsistent { name, row } => {
+                write!(
+                    f,
+                    "{name} of sample {row} contradicts the columns; was the state put together by hand?"
+                )
             }
             Self::OutOfMemory { n } => {
                 write!(f, "there is no memory for {n} values")

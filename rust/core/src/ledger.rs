@@ -25,14 +25,14 @@ pub struct Coverage {
 /// loss.
 #[derive(Debug, Clone)]
 pub struct Ledger {
-    n: usize,
-    ema_decay: f64,
-    columns: Vec<Column>,
-    open: Option<Column>,
-    epochs_seen: Vec<u32>,
-    loss_ema: Vec<f32>,
-    rank_ema: Vec<f32>,
-    rank_sum: Vec<f64>,
+    pub(crate) n: usize,
+    pub(crate) ema_decay: f64,
+    pub(crate) columns: Vec<Column>,
+    pub(crate) open: Option<Column>,
+    pub(crate) epochs_seen: Vec<u32>,
+    pub(crate) loss_ema: Vec<f32>,
+    pub(crate) rank_ema: Vec<f32>,
+    pub(crate) rank_sum: Vec<f64>,
 }
 
 impl Ledger {

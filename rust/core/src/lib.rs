@@ -67,6 +67,7 @@ mod row_stats;
 mod row_visit;
 mod select;
 mod simd;
+mod state;
 
 pub use error::Error;
 pub use ledger::{Coverage, Ledger};
@@ -76,6 +77,7 @@ pub use pair::key;
 pub use per_class::bottom_k_per_class;
 pub use reduce::Reducer;
 pub use row_stats::{ColumnSums, Dtype, Matrix, Options, Row, row_stats};
+pub use state::{Epoch, State};
 
 /// What every routine of this crate returns.
 pub type Result<T> = std::result::Result<T, Error>;

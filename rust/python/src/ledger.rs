@@ -3,10 +3,11 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use asepsis_core as core;
-use numpy::{IntoPyArray, PyArray1};
+use numpy::{Element, IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::errors::LedgerError;
 use crate::{borrow, ledger_error};
 
 /// One loss per sample and epoch. Threads may share it: calls wait for each other without holding the GIL.
@@ -22,6 +23,10 @@ impl Ledger {
         // every method of the core checks before it writes, so a panic leaves nothing half done
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn owned<T: Element + Copy>(name: &str, dtype: &str, array: &Bound<'_, PyAny>) -> PyResult<Vec<T>> {
+    Ok(borrow::array::<T>(name, dtype, array)?.as_slice()?.to_vec())
 }
 
 #[pymethods]
@@ -90,6 +95,70 @@ impl Ledger {
         };
         let (losses, observed) = py.detach(copy).map_err(ledger_error)?;
         Ok((losses.into_pyarray(py), observed.into_pyarray(py)))
+    }
+
+    /// Everything the ledger knows, for from_state: ema_decay, and a dict of epochs_seen uint32[N], loss_ema and
+    /// rank_ema float32[N], rank_sum float64[N], and of every epoch, the open one as "open", "0.losses" float32[N] and
+    /// "0.observed" uint64[ceil(N / 64)], a bit for each sample.
+    fn state<'py>(&self, py: Python<'py>) -> PyResult<(f64, Bound<'py, PyDict>)> {
+        let state = py.detach(|| self.lock().state()).map_err(ledger_error)?;
+        let arrays = PyDict::new(py);
+        arrays.set_item("epochs_seen", state.epochs_seen.into_pyarray(py))?;
+        arrays.set_item("loss_ema", state.loss_ema.into_pyarray(py))?;
+        arrays.set_item("rank_ema", state.rank_ema.into_pyarray(py))?;
+        arrays.set_item("rank_sum", state.rank_sum.into_pyarray(py))?;
+        let closed = state.columns.into_iter().enumerate().map(|(at, epoch)| (at.to_string(), epoch));
+        for (name, epoch) in closed.chain(state.open.map(|epoch| ("open".to_owned(), epoch))) {
+            arrays.set_item(format!("{name}.losses"), epoch.losses.into_pyarray(py))?;
+            arrays.set_item(format!("{name}.observed"), epoch.observed.into_pyarray(py))?;
+        }
+        Ok((state.ema_decay, arrays))
+    }
+
+    /// The ledger of n samples with the state that state() gave.
+    ///
+    /// An array that is missing, of another dtype or length, or that contradicts the others is an error.
+    #[staticmethod]
+    #[pyo3(signature = (n, ema_decay, arrays))]
+    fn from_state(py: Python<'_>, n: i64, ema_decay: f64, arrays: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let mut left = arrays.len();
+        let mut take = |name: &str| -> PyResult<Option<Bound<'_, PyAny>>> {
+            let found = arrays.get_item(name)?;
+            left -= usize::from(found.is_some());
+            Ok(found)
+        };
+        let mut part = |name: &str| -> PyResult<Bound<'_, PyAny>> {
+            take(name)?.ok_or_else(|| LedgerError::new_err(format!("the state has no {name}")))
+        };
+        let mut state = core::State {
+            n: borrow::count("n", n)?,
+            ema_decay,
+            epochs_seen: owned("epochs_seen", "uint32", &part("epochs_seen")?)?,
+            loss_ema: owned("loss_ema", "float32", &part("loss_ema")?)?,
+            rank_ema: owned("rank_ema", "float32", &part("rank_ema")?)?,
+            rank_sum: owned("rank_sum", "float64", &part("rank_sum")?)?,
+            columns: Vec::new(),
+            open: None,
+        };
+        let mut epoch = |name: &str| -> PyResult<Option<core::Epoch>> {
+            let (losses, observed) = (format!("{name}.losses"), format!("{name}.observed"));
+            if !arrays.contains(&losses)? {
+                return Ok(None);
+            }
+            Ok(Some(core::Epoch {
+                losses: owned(&losses, "float32", &part(&losses)?)?,
+                observed: owned(&observed, "uint64", &part(&observed)?)?,
+            }))
+        };
+        while let Some(closed) = epoch(&state.columns.len().to_string())? {
+            state.columns.push(closed);
+        }
+        state.open = epoch("open")?;
+        if left > 0 {
+            return Err(LedgerError::new_err(format!("the state has {left} arrays that belong to no epoch")));
+        }
+        let inner = py.detach(|| core::Ledger::from_state(state)).map_err(ledger_error)?;
+        Ok(Self { inner: Mutex::new(inner) })
     }
 
     /// One score per sample as float32[N], lower is more suspicious, NaN for samples never observed.
