@@ -15,7 +15,7 @@ PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help dev demo lint test test-slow wheel clean
+.PHONY: help dev demo lint test test-slow bench-native wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -41,6 +41,9 @@ test: $(VENV)/.stamp-test  ## Rust tests and the Python tests that take seconds
 test-slow: $(VENV)/.stamp-test  ## the tests that take longer: packaging, convergence, the demo
 	$(PYTEST) -m slow
 
+bench-native: $(VENV)/.stamp-bench  ## the Rust core beside numpy, torch, polars, pandas, numba and simsimd: goals and ratios
+	$(BIN)/python benches/native.py
+
 wheel: $(VENV)/.stamp-test  ## dist/*.whl
 	$(BIN)/maturin build --release --locked --out dist
 
@@ -61,4 +64,8 @@ $(VENV)/.stamp-demo: $(VENV)/.stamp-venv $(INPUTS)
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-demo
 	$(INSTALL) --group dev
+	touch $@
+
+$(VENV)/.stamp-bench: $(VENV)/.stamp-demo
+	$(INSTALL) --group bench
 	touch $@

@@ -94,7 +94,7 @@ def _checksum(settings: dict[str, str], tensors: dict[str, npt.NDArray[Any]]) ->
     for name in sorted(tensors):
         tensor = np.ascontiguousarray(tensors[name])
         total = zlib.crc32(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode(), total)
-        total = zlib.crc32(tensor.reshape(-1).view(np.uint8), total)
+        total = zlib.crc32(tensor.reshape(-1).view(np.uint8).data, total)
     return total
 
 

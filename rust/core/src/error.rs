@@ -95,6 +95,8 @@ pub enum Error {
         /// Its length.
         n: usize,
     },
+    /// A forked process waits for a lock that a thread of its parent held.
+    Forked,
     /// An epoch was closed without a single observation.
     NothingObserved,
     /// Scores were asked for before any epoch was closed.
@@ -153,6 +155,10 @@ impl fmt::Display for Error {
             Self::OutOfMemory { n } => {
                 write!(f, "there is no memory for {n} values")
             }
+            Self::Forked => f.write_str(
+                "this process was forked while a thread of its parent worked on the ledger, which cannot be used here; \
+                 use it in the parent, or fork between batches",
+            ),
             Self::NothingObserved => f.write_str(
                 "no sample was observed since the last epoch was closed; do the losses reach observe()?",
             ),

@@ -10,23 +10,14 @@ use crate::bound::{Find, portable};
 use crate::load::Load;
 use crate::row_block::{Block, sweep};
 
-/// Fills a block with the widest instructions this processor has.
+/// Fills a block with AVX2 where the processor has it. There is no clone for AVX-512: where both were measured, on Zen 4,
+/// the same loops took longer with it.
 pub(crate) fn run<R: Load, T: Load>(block: Block<'_>) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
-            // SAFETY: all four features were just found.
-            return unsafe { avx512::<R::Vector, T::Vector>(block) };
-        }
         // SAFETY: both features were just found.
         return unsafe { avx2::<R::Vector, T::Vector>(block) };
     }
-    sweep::<R, T>(block);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512vl")]
-fn avx512<R: Load, T: Load>(block: Block<'_>) {
     sweep::<R, T>(block);
 }
 
@@ -191,16 +182,6 @@ mod tests {
         (rows.to_vec(), scratch.columns)
     }
 
-    fn sweeps<R: Load, T: Load>() -> Vec<fn(Block<'_>)> {
-        let mut found: Vec<fn(Block<'_>)> = vec![run::<R, T>];
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
-            // SAFETY: both features were just found.
-            found.push(|block| unsafe { avx2::<R::Vector, T::Vector>(block) });
-        }
-        found
-    }
-
     fn agree<R: Load, T: Load>() {
         let mut state = 1u32;
         // the exponents of weights, so that no row leaves the ordinary way
@@ -213,11 +194,10 @@ mod tests {
             let p: Vec<u8> = (0..columns).flat_map(|_| value(R::SIZE)).collect();
             let f: Vec<u8> = (0..columns).flat_map(|_| value(T::SIZE)).collect();
             for round_to in [None, Some(Dtype::F16), Some(Dtype::Bf16)] {
+                let fastest = fill(run::<R, T>, [&p, &f], round_to, columns);
                 let portable = fill(sweep::<R, T>, [&p, &f], round_to, columns);
-                assert!(portable.0[0].delta_squared > 0.0);
-                for by in sweeps::<R, T>() {
-                    assert_eq!(fill(by, [&p, &f], round_to, columns), portable, "{columns} columns");
-                }
+                assert!(fastest.0[0].delta_squared > 0.0);
+                assert_eq!(fastest, portable, "{columns} columns");
             }
         }
     }

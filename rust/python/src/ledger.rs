@@ -1,6 +1,8 @@
 //! The `Ledger` class.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+use std::{process, thread};
 
 use asepsis_core as core;
 use numpy::{Element, IntoPyArray, PyArray1};
@@ -14,14 +16,36 @@ use crate::{borrow, ledger_error};
 #[pyclass(frozen, module = "asepsis._native")]
 pub(crate) struct Ledger {
     inner: Mutex<core::Ledger>,
+    /// The process that made it.
+    process: u32,
+}
+
+/// How long the child of a fork waits for a lock that may have been held by a thread it does not have.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl From<core::Ledger> for Ledger {
+    fn from(inner: core::Ledger) -> Self {
+        Self { inner: Mutex::new(inner), process: process::id() }
+    }
 }
 
 impl Ledger {
     /// Call only with the GIL released: a thread that waits here while holding it would stop the one it waits
     /// for.
-    fn lock(&self) -> MutexGuard<'_, core::Ledger> {
+    fn lock(&self) -> core::Result<MutexGuard<'_, core::Ledger>> {
+        let start = Instant::now();
+        while self.process != process::id() {
+            match self.inner.try_lock() {
+                Ok(guard) => return Ok(guard),
+                Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if start.elapsed() > PATIENCE => {
+                    return Err(core::Error::Forked);
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
+            }
+        }
         // every method of the core checks before it writes, so a panic leaves nothing half done
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -37,19 +61,19 @@ impl Ledger {
     fn new(py: Python<'_>, n: i64, ema_decay: f64) -> PyResult<Self> {
         let n = borrow::count("n", n)?;
         let inner = py.detach(|| core::Ledger::new(n, ema_decay)).map_err(ledger_error)?;
-        Ok(Self { inner: Mutex::new(inner) })
+        Ok(inner.into())
     }
 
     /// Number of samples.
     #[getter]
-    fn n_samples(&self, py: Python<'_>) -> usize {
-        py.detach(|| self.lock().n_samples())
+    fn n_samples(&self, py: Python<'_>) -> PyResult<usize> {
+        py.detach(|| Ok(self.lock()?.n_samples())).map_err(ledger_error)
     }
 
     /// Number of closed epochs.
     #[getter]
-    fn n_columns(&self, py: Python<'_>) -> usize {
-        py.detach(|| self.lock().n_columns())
+    fn n_columns(&self, py: Python<'_>) -> PyResult<usize> {
+        py.detach(|| Ok(self.lock()?.n_columns())).map_err(ledger_error)
     }
 
     /// Write the losses (float32[B]) of the samples at positions (int64[B]) into the open column; the last
@@ -66,12 +90,12 @@ impl Ledger {
         let positions = borrow::i64s("positions", positions)?;
         let losses = borrow::f32s("losses", losses)?;
         let (positions, losses) = (positions.as_slice()?, losses.as_slice()?);
-        py.detach(|| self.lock().observe(positions, losses)).map_err(ledger_error)
+        py.detach(|| self.lock()?.observe(positions, losses)).map_err(ledger_error)
     }
 
     /// Close the open column. Returns {"observed", "nan", "inf", "n"}.
     fn end_epoch<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let coverage = py.detach(|| self.lock().end_epoch()).map_err(ledger_error)?;
+        let coverage = py.detach(|| self.lock()?.end_epoch()).map_err(ledger_error)?;
         let counts = PyDict::new(py);
         counts.set_item("observed", coverage.observed)?;
         counts.set_item("nan", coverage.nan)?;
@@ -90,7 +114,7 @@ impl Ledger {
     ) -> PyResult<(Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<bool>>)> {
         let index = borrow::count("index", index)?;
         let copy = || {
-            let ledger = self.lock();
+            let ledger = self.lock()?;
             Ok((ledger.column(index)?.to_vec(), ledger.observed(index)?))
         };
         let (losses, observed) = py.detach(copy).map_err(ledger_error)?;
@@ -101,7 +125,7 @@ impl Ledger {
     /// rank_ema float32[N], rank_sum float64[N], and of every epoch, the open one as "open", "0.losses" float32[N] and
     /// "0.observed" uint64[ceil(N / 64)], a bit for each sample.
     fn state<'py>(&self, py: Python<'py>) -> PyResult<(f64, Bound<'py, PyDict>)> {
-        let state = py.detach(|| self.lock().state()).map_err(ledger_error)?;
+        let state = py.detach(|| self.lock()?.state()).map_err(ledger_error)?;
         let arrays = PyDict::new(py);
         arrays.set_item("epochs_seen", state.epochs_seen.into_pyarray(py))?;
         arrays.set_item("loss_ema", state.loss_ema.into_pyarray(py))?;
@@ -158,7 +182,7 @@ impl Ledger {
             return Err(LedgerError::new_err(format!("the state has {left} arrays that belong to no epoch")));
         }
         let inner = py.detach(|| core::Ledger::from_state(state)).map_err(ledger_error)?;
-        Ok(Self { inner: Mutex::new(inner) })
+        Ok(inner.into())
     }
 
     /// One score per sample as float32[N], lower is more suspicious, NaN for samples never observed.
@@ -173,7 +197,7 @@ impl Ledger {
         threshold: Option<f32>,
     ) -> PyResult<Bound<'py, PyArray1<f32>>> {
         let by = core::Reducer::from_name(by, threshold).map_err(ledger_error)?;
-        let scores = py.detach(|| self.lock().scores(by)).map_err(ledger_error)?;
+        let scores = py.detach(|| self.lock()?.scores(by)).map_err(ledger_error)?;
         Ok(scores.into_pyarray(py))
     }
 }
