@@ -23,6 +23,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -268,24 +269,40 @@ def classes(table: Table, values: np.ndarray, n_odd: int) -> None:
         )
 
 
-def peak_kib() -> int:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+# in a process of its own: in this one the allocator has memory left over that would be used first
+_MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np
+from asepsis import _native
+def peak():
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+n = int(sys.argv[1])
+x = np.random.default_rng(2).random(n, dtype=np.float32)
+_native.bottom_k(x[:1000], 1)
+Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+before = peak()
+picked = _native.bottom_k(x, n // 1000)
+print((peak() - before) / 1024)
+"""
+
+
+def memory(n: int) -> float:
+    """MiB that the lowest 0.1 % of n values take beyond the values, the result among them."""
+    command = [sys.executable, "-c", _MEMORY, str(n)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def huge(table: Table, n: int) -> None:
     x = np.random.default_rng(2).random(n, dtype=np.float32)
     k = n // 1000
-    _native.bottom_k(x[:1_000_000], 1000)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
-    before = peak_kib()
-    _native.bottom_k(x, k)
-    extra = (peak_kib() - before) / 1024
     times = measure({"ours": lambda: _native.bottom_k(x, k), "min": x.min}, table.seconds)
     middles = {name: statistics.median(found) for name, found in times.items()}
     ratio = middles["min"] / middles["ours"]
     job = f"lowest 0.1 % of {n:.0e}"
     table.note("R10", job, "x.min()", times["min"], times["ours"], ratio, 1 / 2.5)
+    extra = memory(n)
     table.rows.append(
         {"goal": "R10", "job": f"{job}, memory", "peak_mib": extra, "wanted_mib": 4, "met": extra <= 4}
     )

@@ -23,7 +23,7 @@
 //!
 //! | routine | time | extra memory |
 //! |---|---|---|
-//! | [`bottom_k`] | one read, and `O(k)` | 18 B per value picked and thread, 8 B of these returned |
+//! | [`bottom_k`] | one read, and `O(k)` | 20 B per value picked, 8 B of these returned; 10 B more per further thread |
 //! | [`bottom_k_per_class`] | two reads of the labels, one of the values, and `O(k)` | 18 B per value picked; 16 B per value when the classes are too many to sample |
 //! | [`argsort`] | at most nine reads | 16 B per value, 8 B of these returned |
 //! | [`ranks`] | at most ten reads, by histogram two | 16 B per value, 8 B returned; by histogram none |
