@@ -15,7 +15,7 @@ PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist
 
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help dev demo lint test test-slow bench-gpu wheel clean
+.PHONY: help dev demo lint test test-slow bench-gpu bench-native wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -48,6 +48,9 @@ test-slow: $(VENV)/.stamp-test  ## the tests that take longer: packaging, conver
 bench-gpu:  ## measure the kernels on this machine's NVIDIA GPU, in 8 minutes; writes benches/results/<gpu>/
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benches.gpu
 
+bench-native: $(VENV)/.stamp-bench  ## the Rust core beside numpy, torch, polars, pandas, numba and simsimd: goals and ratios
+	$(BIN)/python benches/native.py
+
 wheel: $(VENV)/.stamp-test  ## dist/*.whl
 	$(BIN)/maturin build --release --locked --out dist
 
@@ -68,4 +71,8 @@ $(VENV)/.stamp-demo: $(VENV)/.stamp-venv $(INPUTS)
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-demo
 	$(INSTALL) --group dev
+	touch $@
+
+$(VENV)/.stamp-bench: $(VENV)/.stamp-demo
+	$(INSTALL) --group bench
 	touch $@

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 PYTHON = (3, 10)
-RUST = (1, 88)
+RUST = (1, 89)
 
 
 def problems():

@@ -15,8 +15,9 @@ _Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 __version__: str
 
+def argsort(values: npt.NDArray[np.float32], *, nan: _NanPolicy = "last") -> npt.NDArray[np.int64]: ...
 def bottom_k(
-    values: npt.NDArray[np.float32], k: int, *, nan: _NanPolicy = "last"
+    values: npt.NDArray[np.float32], k: int, *, nan: _NanPolicy = "last", threads: int = 1
 ) -> npt.NDArray[np.int64]: ...
 def bottom_k_per_class(
     values: npt.NDArray[np.float32],
@@ -42,7 +43,7 @@ def mix(
 def ranks(
     values: npt.NDArray[np.float32],
     *,
-    method: Literal["ordinal", "average", "min"] = "ordinal",
+    method: Literal["ordinal", "average", "min", "histogram"] = "ordinal",
     nan: _NanPolicy = "last",
 ) -> npt.NDArray[np.float64]: ...
 def row_stats(
@@ -66,6 +67,9 @@ class Ledger:
     def n_columns(self) -> int: ...
     def observe(self, positions: npt.NDArray[np.int64], losses: npt.NDArray[np.float32]) -> None: ...
     def end_epoch(self) -> dict[Literal["observed", "nan", "inf", "n"], int]: ...
+    def state(self) -> tuple[float, dict[str, npt.NDArray[Any]]]: ...
+    @staticmethod
+    def from_state(n: int, ema_decay: float, arrays: dict[str, npt.NDArray[Any]]) -> Ledger: ...
     def column(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]: ...
     def scores(
         self,

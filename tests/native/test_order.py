@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -25,6 +26,86 @@ def test_bottom_k_is_the_head_of_a_stable_argsort(values, share):
         picked = _native.bottom_k(values, k)
         assert picked.dtype == np.int64
         np.testing.assert_array_equal(picked, np.argsort(values, kind="stable")[:k])
+
+
+@given(losses)
+def test_argsort_is_numpys_stable_one(values):
+    np.testing.assert_array_equal(_native.argsort(values), np.argsort(values, kind="stable"))
+    valid = int((~np.isnan(values)).sum())
+    np.testing.assert_array_equal(
+        _native.argsort(values, nan="drop"), np.argsort(values, kind="stable")[:valid]
+    )
+
+
+def adversaries(n: int) -> dict[str, np.ndarray]:
+    """Values that a threshold by sample, or a sort by digits, could trip over."""
+    rng = np.random.default_rng(0)
+    x = rng.exponential(0.3, n).astype(np.float32)
+    zeros, nans = rng.random(n) < 0.5, rng.random(n)
+    return {
+        "usual": x,
+        "constant": np.full(n, 1.5, np.float32),
+        "half zeros": np.where(zeros, np.float32(0), x),
+        "both zeros": np.where(zeros, np.float32(0), np.float32(-0.0)),
+        "two values": (x > 0.3).astype(np.float32),
+        "ascending": np.sort(x),
+        "descending": np.sort(x)[::-1].copy(),
+        "1 % NaN": np.where(nans < 0.01, np.float32(np.nan), x),
+        "95 % NaN": np.where(nans < 0.95, np.float32(-np.nan), x),
+        "subnormal": np.minimum(x, 8).astype(np.float32) * np.float32(1e-39),
+        "of bfloat16": (x.view(np.uint32) & 0xFFFF0000).view(np.float32),
+        "of both signs": rng.standard_normal(n, dtype=np.float32),
+    }
+
+
+@pytest.mark.parametrize("name", adversaries(1))
+@pytest.mark.parametrize("n", [99, 3000, 150_000])
+def test_no_distribution_moves_an_index(name, n):
+    values = adversaries(n)[name]
+    wanted = np.argsort(values, kind="stable")
+    np.testing.assert_array_equal(_native.argsort(values), wanted)
+    for k in (1, n // 1000, n // 100, n // 10, n // 2, n - 1, n):
+        np.testing.assert_array_equal(_native.bottom_k(values, k), wanted[:k])
+        valid = min(k, int((~np.isnan(values)).sum()))
+        np.testing.assert_array_equal(_native.bottom_k(values, valid, nan="drop"), wanted[:valid])
+
+
+@pytest.mark.parametrize("name", adversaries(1))
+def test_threads_change_no_index(name):
+    values = adversaries(600_000)[name]
+    for k in (1, 6000, 300_000):
+        one = _native.bottom_k(values, k)
+        for threads in (0, 2, 7):
+            np.testing.assert_array_equal(_native.bottom_k(values, k, threads=threads), one)
+
+
+def test_subnormal_losses_are_told_apart_where_the_processor_flushes_them():
+    values = adversaries(50_000)["subnormal"]
+    wanted = np.argsort(values, kind="stable")
+    assert torch.set_flush_denormal(True)
+    try:
+        picked, order = _native.bottom_k(values, 500), _native.argsort(values)
+    finally:
+        torch.set_flush_denormal(False)
+    np.testing.assert_array_equal(picked, wanted[:500])
+    np.testing.assert_array_equal(order, wanted)
+
+
+@pytest.mark.parametrize("n_classes", [2, 100, 20_000])
+@pytest.mark.parametrize("name", ["usual", "constant", "two values", "1 % NaN", "descending"])
+def test_classes_of_very_different_sizes_are_picked_as_if_alone(name, n_classes):
+    values = adversaries(60_000)[name]
+    labels = np.minimum(np.random.default_rng(1).zipf(1.3, len(values)), n_classes) - 1
+    indices, offsets = _native.bottom_k_per_class(values, labels, 0.01, n_classes)
+    order = np.lexsort((np.arange(len(values)), values, labels))  # NaN last, ties by index
+    starts = np.searchsorted(labels[order], np.arange(n_classes + 1))
+    wanted = [
+        order[start : start + max(1, int(0.01 * (end - start)))]
+        for start, end in itertools.pairwise(starts)
+        if end > start
+    ]
+    np.testing.assert_array_equal(indices, np.concatenate(wanted))
+    assert offsets[-1] == len(indices)
 
 
 @given(losses)
@@ -59,6 +140,14 @@ def test_ranks_invert_a_stable_argsort(values):
     first = (np.cumsum(size) - size)[group]
     np.testing.assert_array_equal(_native.ranks(values, method="min"), first)
     np.testing.assert_array_equal(_native.ranks(values, method="average"), first + (size[group] - 1) / 2)
+
+
+def test_ranks_by_histogram_are_off_by_half_a_bin_at_most():
+    values = adversaries(100_000)["of both signs"]
+    exact, rough = _native.ranks(values, method="average"), _native.ranks(values, method="histogram")
+    size = np.bincount(values.view(np.uint32) >> 16)[values.view(np.uint32) >> 16]
+    assert (np.abs(rough - exact) <= size / 2).all()
+    assert size.max() < len(values) / 50
 
 
 @pytest.mark.parametrize("n", [1, 16, 1000, 100_000])

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
+import time
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from asepsis import _native
+from asepsis.errors import LedgerError
 
 
 def test_other_threads_run_while_values_are_ranked():
@@ -79,3 +84,83 @@ def test_a_forked_child_can_rank_and_record():
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def forked(work: Callable[[], bool], *, seconds: float = 60) -> None:
+    """Run in a forked child, which must say yes within the time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside other threads is what is tested
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = 0 if work() else 2
+        finally:
+            os._exit(status)
+    for _ in range(int(seconds / 0.02)):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise AssertionError("the forked child hangs")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_forked_from_the_midst_of_parallel_work_works_in_parallel_and_keeps_no_thread():
+    values = np.random.default_rng(0).random(600_000, dtype=np.float32)
+    wanted = _native.bottom_k(values, 6000)
+    matrix = values.view(np.uint8).reshape(600, 4000)
+    dtypes = {"reference_dtype": "float32", "tuned_dtype": "float32", "threads": 2}
+    stop = threading.Event()
+
+    def keep_busy() -> None:
+        while not stop.is_set():
+            _native.bottom_k(values, 6000, threads=2)
+            _native.row_stats(matrix, matrix, **dtypes)
+
+    def child() -> bool:
+        picked = _native.bottom_k(values, 6000, threads=2)
+        _native.row_stats(matrix, matrix, **dtypes)
+        tasks = Path("/proc/self/task")
+        return np.array_equal(picked, wanted) and (not tasks.exists() or len(list(tasks.iterdir())) == 1)
+
+    thread = threading.Thread(target=keep_busy)
+    thread.start()
+    try:
+        for _ in range(5):
+            forked(child)
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_ledger_that_was_locked_at_the_fork_is_refused_and_does_not_hang():
+    n = 300_000
+    ledger = _native.Ledger(n)
+    positions, losses = np.arange(n), np.ones(n, np.float32)
+    ledger.observe(positions, losses)
+    stop = threading.Event()
+
+    def keep_locked() -> None:
+        while not stop.is_set():
+            ledger.state()
+
+    def child() -> bool:
+        try:
+            ledger.observe(positions, losses)
+        except LedgerError as error:
+            return "was forked while" in str(error)
+        return True
+
+    thread = threading.Thread(target=keep_locked)
+    thread.start()
+    try:
+        for _ in range(5):
+            forked(child)
+    finally:
+        stop.set()
+        thread.join()

@@ -7,6 +7,7 @@ ledger takes losses batch by batch in any order, and tells a loss that is missin
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from asepsis import _native
+from asepsis.core import ledger_file
 from asepsis.errors import LedgerError
 
 Reducer: TypeAlias = Literal[
@@ -211,6 +213,32 @@ class LossLedger:
             )
         lowest = [_native.bottom_k(self.column(i), k, nan="drop") for i in range(self.n_columns)]
         return np.array([_native.jaccard(a, b) for a, b in pairwise(lowest)])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything, the open epoch too, to a safetensors file with a checksum.
+
+        A file that is there is replaced in one step, once all of it is on the disk: whoever reads meets the old
+        ledger or the new one. While it is written the ledger is in memory a second time.
+
+        Raises
+        ------
+        LedgerError
+            The file cannot be written; an old one is then as it was.
+        """
+        ledger_file.write(self._native, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LossLedger:
+        """The ledger that :meth:`save` wrote: it goes on as the other would have, to the last bit.
+
+        Raises
+        ------
+        LedgerError
+            The file cannot be read, is no ledger, or is not as it was written.
+        """
+        ledger = cls.__new__(cls)
+        ledger._native = ledger_file.read(path)
+        return ledger
 
     def _count(self, ratio: float | None, k: int | None) -> int:
         if ratio is None and k is not None and k >= 1:

@@ -1,6 +1,6 @@
 //! One epoch of losses.
 
-use crate::{Error, Result};
+use crate::{Error, Result, simd};
 
 /// A loss per sample, and which samples have one. A NaN that was observed is a loss; a missing loss is a
 /// clear bit.
@@ -13,6 +13,25 @@ pub(crate) struct Column {
 impl Column {
     pub(crate) fn new(n: usize) -> Result<Self> {
         Ok(Self { losses: filled(n, f32::NAN)?, observed: filled(n.div_ceil(64), 0)? })
+    }
+
+    /// A column from its two parts: losses, and a bit for each that was observed.
+    pub(crate) fn from_parts(losses: Vec<f32>, observed: Vec<u64>, n: usize) -> Result<Self> {
+        for (name, got, wanted) in [("losses", losses.len(), n), ("observed", observed.len(), n.div_ceil(64))]
+        {
+            if got != wanted {
+                return Err(Error::LengthMismatch { name, got, wanted });
+            }
+        }
+        // a bit past the end would count as a sample
+        if !n.is_multiple_of(64) && observed[n / 64] >> (n % 64) != 0 {
+            return Err(Error::Inconsistent { name: "observed", row: n });
+        }
+        Ok(Self { losses, observed })
+    }
+
+    pub(crate) fn words(&self) -> &[u64] {
+        &self.observed
     }
 
     pub(crate) fn losses(&self) -> &[f32] {
@@ -44,8 +63,15 @@ impl Column {
 
 /// A vector of `n` times `value`, or an error where `vec!` would end the process.
 pub(crate) fn filled<T: Clone>(n: usize, value: T) -> Result<Vec<T>> {
-    let mut filled = Vec::new();
-    filled.try_reserve_exact(n).map_err(|_| Error::OutOfMemory { n })?;
+    let mut filled = reserved(n)?;
     filled.resize(n, value);
     Ok(filled)
+}
+
+/// An empty vector with room for `n`, or an error where `Vec::with_capacity` would end the process.
+pub(crate) fn reserved<T>(n: usize) -> Result<Vec<T>> {
+    let mut room = Vec::new();
+    room.try_reserve_exact(n).map_err(|_| Error::OutOfMemory { n })?;
+    simd::prefer_large_pages(&mut room);
+    Ok(room)
 }

@@ -83,16 +83,20 @@ pub enum Error {
         /// The names there are.
         wanted: &'static str,
     },
-    /// More values than 32-bit indices can order.
-    TooMany {
-        /// How many there are.
-        n: usize,
+    /// A ledger's state contradicts itself.
+    Inconsistent {
+        /// The part that does not fit the columns.
+        name: &'static str,
+        /// The first sample where it does not.
+        row: usize,
     },
     /// The allocator refused the memory for a vector.
     OutOfMemory {
         /// Its length.
         n: usize,
     },
+    /// A forked process waits for a lock that a thread of its parent held.
+    Forked,
     /// An epoch was closed without a single observation.
     NothingObserved,
     /// Scores were asked for before any epoch was closed.
@@ -142,12 +146,19 @@ impl fmt::Display for Error {
             Self::UnknownName { name, got, wanted } => {
                 write!(f, "{name} must be one of {wanted}, got {got:?}")
             }
-            Self::TooMany { n } => {
-                write!(f, "{n} values cannot be ranked at once, the most is {}", u32::MAX)
+            Self::Inconsistent { name, row } => {
+                write!(
+                    f,
+                    "{name} of sample {row} contradicts the columns; was the state put together by hand?"
+                )
             }
             Self::OutOfMemory { n } => {
                 write!(f, "there is no memory for {n} values")
             }
+            Self::Forked => f.write_str(
+                "this process was forked while a thread of its parent worked on the ledger, which cannot be used here; \
+                 use it in the parent, or fork between batches",
+            ),
             Self::NothingObserved => f.write_str(
                 "no sample was observed since the last epoch was closed; do the losses reach observe()?",
             ),

@@ -25,14 +25,14 @@ pub struct Coverage {
 /// loss.
 #[derive(Debug, Clone)]
 pub struct Ledger {
-    n: usize,
-    ema_decay: f64,
-    columns: Vec<Column>,
-    open: Option<Column>,
-    epochs_seen: Vec<u32>,
-    loss_ema: Vec<f32>,
-    rank_ema: Vec<f32>,
-    rank_sum: Vec<f64>,
+    pub(crate) n: usize,
+    pub(crate) ema_decay: f64,
+    pub(crate) columns: Vec<Column>,
+    pub(crate) open: Option<Column>,
+    pub(crate) epochs_seen: Vec<u32>,
+    pub(crate) loss_ema: Vec<f32>,
+    pub(crate) rank_ema: Vec<f32>,
+    pub(crate) rank_sum: Vec<f64>,
 }
 
 impl Ledger {
@@ -103,8 +103,8 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// [`Error::NothingObserved`] when no sample was observed, [`Error::TooMany`] above `u32::MAX` samples.
-    /// The ledger is then as before.
+    /// [`Error::NothingObserved`] when no sample was observed, [`Error::OutOfMemory`]. The ledger is then as
+    /// before.
     pub fn end_epoch(&mut self) -> Result<Coverage> {
         let column = self.open.as_ref().ok_or(Error::NothingObserved)?;
         let (rows, losses): (Vec<usize>, Vec<f32>) = column.entries().unzip();

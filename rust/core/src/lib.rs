@@ -23,11 +23,12 @@
 //!
 //! | routine | time | extra memory |
 //! |---|---|---|
-//! | [`bottom_k`] | `O(N + k log k)` | 4 B per value |
-//! | [`bottom_k_per_class`] | `O(N + k log k)` | at most 16 B per value |
-//! | [`ranks`] | `O(N log N)` | 8 B per value, 8 B returned |
+//! | [`bottom_k`] | one read, and `O(k)` | 20 B per value picked, 8 B of these returned; 10 B more per further thread |
+//! | [`bottom_k_per_class`] | two reads of the labels, one of the values, and `O(k)` | 18 B per value picked; 16 B per value when the classes are too many to sample |
+//! | [`argsort`] | at most nine reads | 16 B per value, 8 B of these returned |
+//! | [`ranks`] | at most ten reads, by histogram two | 16 B per value, 8 B returned; by histogram none |
 //! | [`Ledger::observe`] | `O(b)` | 4.125 B per sample, once per epoch |
-//! | [`Ledger::end_epoch`] | `O(N log N)` | 28 B per sample, freed on return |
+//! | [`Ledger::end_epoch`] | `O(N)` | 28 B per sample, freed on return |
 //! | [`Ledger::scores`] | `O(N E)` | 4 B returned |
 //! | [`row_stats`] | one read of both matrices | 16 B per row of each, 24 B per column and thread, 48 B per row returned |
 //! | [`mix`] | one read of both tensors, one write | none |
@@ -44,29 +45,39 @@
 //!
 //! let scores = ledger.scores(Reducer::Last)?;
 //! assert!(scores[1].is_nan());
-//! assert_eq!(bottom_k(&scores, 2, NanPolicy::Drop)?, [2, 0]);
+//! assert_eq!(bottom_k(&scores, 2, NanPolicy::Drop, 1)?, [2, 0]);
 //! # Ok::<(), asepsis_core::Error>(())
 //! ```
 #![deny(missing_docs)]
 
+mod bound;
 mod column;
 mod error;
+mod histogram;
 mod ledger;
 mod load;
 mod mixing;
 mod order;
+mod pair;
+mod per_class;
+mod radix;
 mod reduce;
 mod row_block;
 mod row_stats;
 mod row_visit;
+mod select;
 mod simd;
+mod state;
 
 pub use error::Error;
 pub use ledger::{Coverage, Ledger};
 pub use mixing::{Mask, mix};
-pub use order::{NanPolicy, PerClass, RankMethod, bottom_k, bottom_k_per_class, jaccard, key, ranks};
+pub use order::{NanPolicy, PerClass, RankMethod, argsort, bottom_k, jaccard, ranks};
+pub use pair::key;
+pub use per_class::bottom_k_per_class;
 pub use reduce::Reducer;
 pub use row_stats::{ColumnSums, Dtype, Matrix, Options, Row, row_stats};
+pub use state::{Epoch, State};
 
 /// What every routine of this crate returns.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -3,7 +3,9 @@
 use std::str::FromStr;
 
 use crate::column::filled;
-use crate::{Error, Result};
+use crate::pair::{Pair, is_wide};
+use crate::select::lowest;
+use crate::{Error, Result, histogram, radix};
 
 /// What to do with NaN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,6 +42,9 @@ pub enum RankMethod {
     Average,
     /// The lowest of the ordinal ranks they cover: the number of smaller values.
     Min,
+    /// Average, of the values with the lower 16 bits of their order key left out: without sorting, in two reads, and
+    /// wrong by at most half the number of values that agree in the upper 16 bits (sign, exponent, 7 bits of fraction).
+    Histogram,
 }
 
 impl FromStr for RankMethod {
@@ -50,10 +55,11 @@ impl FromStr for RankMethod {
             "ordinal" => Ok(Self::Ordinal),
             "average" => Ok(Self::Average),
             "min" => Ok(Self::Min),
+            "histogram" => Ok(Self::Histogram),
             _ => Err(Error::UnknownName {
                 name: "method",
                 got: name.to_owned(),
-                wanted: "ordinal, average, min",
+                wanted: "ordinal, average, min, histogram",
             }),
         }
     }
@@ -68,73 +74,53 @@ pub struct PerClass {
     pub offsets: Vec<i64>,
 }
 
-/// The unsigned integer that sorts as `value` does: `-inf < ... < -0.0 == 0.0 < ... < inf < NaN`.
-#[inline]
-#[must_use]
-pub fn key(value: f32) -> u32 {
-    if value.is_nan() {
-        return u32::MAX;
-    }
-    let bits = if value == 0.0 { 0 } else { value.to_bits() };
-    if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
-}
-
 /// The indices of the `k` lowest values, ascending; ties go to the lower index.
+///
+/// At most `threads` threads work, this one among them; no result depends on it.
 ///
 /// # Errors
 ///
 /// [`Error::TooFew`] when `k` exceeds the values that `nan` lets be picked, [`Error::Nan`] on a NaN that it
-/// forbids.
-pub fn bottom_k(values: &[f32], k: usize, nan: NanPolicy) -> Result<Vec<i64>> {
-    let available = admit(values, nan)?;
+/// forbids, [`Error::OutOfMemory`].
+pub fn bottom_k(values: &[f32], k: usize, nan: NanPolicy, threads: usize) -> Result<Vec<i64>> {
+    refuse_nan(values, nan)?;
+    let available = values.len();
     if k > available {
+        let available = if nan == NanPolicy::Drop { available - count_nan(values) } else { available };
         return Err(Error::TooFew { k, available });
     }
-    Ok(lowest(values, k).into_iter().map(|i| i as i64).collect())
+    let drop_nan = nan == NanPolicy::Drop;
+    let picked = if is_wide(values.len()) {
+        indices(lowest::<u128>(values, k, drop_nan, threads)?)
+    } else {
+        indices(lowest::<u64>(values, k, drop_nan, threads)?)
+    };
+    if picked.len() < k {
+        return Err(Error::TooFew { k, available: picked.len() });
+    }
+    Ok(picked)
 }
 
-/// The lowest `max(1, floor(ratio * n_c))` rows of every class of `n_c` rows; none of an empty class.
-///
-/// NaN rows count towards `n_c` under every policy.
+/// The indices that sort the values: `bottom_k` of all that `nan` lets be picked.
 ///
 /// # Errors
 ///
-/// [`Error::LengthMismatch`], [`Error::OutOfBounds`] on a ratio outside `(0, 1]`, [`Error::LabelOutOfRange`],
-/// [`Error::Nan`] on a NaN that `nan` forbids, [`Error::ClassTooSmall`] when dropping NaN leaves a class
-/// short.
-pub fn bottom_k_per_class(
-    values: &[f32],
-    labels: &[i64],
-    ratio: f64,
-    n_classes: usize,
-    nan: NanPolicy,
-) -> Result<PerClass> {
-    if labels.len() != values.len() {
-        return Err(Error::LengthMismatch { name: "labels", got: labels.len(), wanted: values.len() });
+/// [`Error::Nan`] on a NaN that `nan` forbids, [`Error::OutOfMemory`].
+pub fn argsort(values: &[f32], nan: NanPolicy) -> Result<Vec<i64>> {
+    refuse_nan(values, nan)?;
+    let mut sorted = if is_wide(values.len()) {
+        indices(radix::sorted::<u128>(values)?)
+    } else {
+        indices(radix::sorted::<u64>(values)?)
+    };
+    if nan == NanPolicy::Drop {
+        sorted.truncate(values.len() - count_nan(values));
     }
-    if !(ratio > 0.0 && ratio <= 1.0) {
-        return Err(Error::OutOfBounds { name: "ratio", got: ratio, wanted: "in (0, 1]" });
-    }
-    admit(values, nan)?;
-    let (rows, starts) = group(labels, n_classes)?;
+    Ok(sorted)
+}
 
-    let mut picked = PerClass { indices: Vec::new(), offsets: vec![0] };
-    let mut losses = Vec::new();
-    for class in 0..n_classes {
-        let members = &rows[starts[class]..starts[class + 1]];
-        if !members.is_empty() {
-            losses.clear();
-            losses.extend(members.iter().map(|&row| values[row]));
-            let k = ((ratio * members.len() as f64) as usize).max(1);
-            let available = admit(&losses, nan)?;
-            if k > available {
-                return Err(Error::ClassTooSmall { row: members[0], k, available });
-            }
-            picked.indices.extend(lowest(&losses, k).into_iter().map(|i| members[i] as i64));
-        }
-        picked.offsets.push(picked.indices.len() as i64);
-    }
-    Ok(picked)
+fn indices<P: Pair>(pairs: Vec<P>) -> Vec<i64> {
+    pairs.into_iter().map(|pair| pair.index() as i64).collect()
 }
 
 /// The rank of every value, from 0.
@@ -143,25 +129,31 @@ pub fn bottom_k_per_class(
 ///
 /// # Errors
 ///
-/// [`Error::Nan`] on a NaN that `nan` forbids, [`Error::TooMany`] above `u32::MAX` values.
+/// [`Error::Nan`] on a NaN that `nan` forbids, [`Error::OutOfMemory`].
 pub fn ranks(values: &[f32], method: RankMethod, nan: NanPolicy) -> Result<Vec<f64>> {
-    let ranked = admit(values, nan)?;
-    if values.len() > u32::MAX as usize {
-        return Err(Error::TooMany { n: values.len() });
+    refuse_nan(values, nan)?;
+    let n = values.len();
+    let ranked = if nan == NanPolicy::Drop { n - count_nan(values) } else { n };
+    if method == RankMethod::Histogram {
+        return histogram::ranks(values, nan);
     }
-    // the key above the index: distinct integers, so an unstable sort is a stable one
-    let mut order: Vec<u64> =
-        values.iter().enumerate().map(|(i, &x)| u64::from(key(x)) << 32 | i as u64).collect();
-    order.sort_unstable();
+    if is_wide(n) {
+        by_order::<u128>(values, ranked, method)
+    } else {
+        by_order::<u64>(values, ranked, method)
+    }
+}
 
-    let mut ranks = vec![f64::NAN; values.len()];
+fn by_order<P: Pair>(values: &[f32], ranked: usize, method: RankMethod) -> Result<Vec<f64>> {
+    let order = radix::sorted::<P>(values)?;
+    let mut ranks = filled(values.len(), f64::NAN)?;
     let mut first = 0;
-    for ties in order[..ranked].chunk_by(|a, b| a >> 32 == b >> 32) {
+    for ties in order[..ranked].chunk_by(|a, b| a.key() == b.key()) {
         for (offset, pair) in ties.iter().enumerate() {
-            ranks[*pair as u32 as usize] = match method {
+            ranks[pair.index()] = match method {
                 RankMethod::Ordinal => (first + offset) as f64,
-                RankMethod::Average => first as f64 + (ties.len() - 1) as f64 / 2.0,
                 RankMethod::Min => first as f64,
+                _ => first as f64 + (ties.len() - 1) as f64 / 2.0,
             };
         }
         first += ties.len();
@@ -187,62 +179,18 @@ fn as_set(indices: &[i64]) -> Vec<i64> {
     set
 }
 
-/// How many values may be picked.
-fn admit(values: &[f32], nan: NanPolicy) -> Result<usize> {
-    if nan == NanPolicy::Last {
-        return Ok(values.len());
-    }
-    let count = values.iter().filter(|x| x.is_nan()).count();
-    match values.iter().position(|x| x.is_nan()) {
-        Some(first) if nan == NanPolicy::Error => Err(Error::Nan { count, first }),
-        _ => Ok(values.len() - count),
-    }
-}
-
-/// The positions of the `k <= values.len()` lowest. NaN keys are the highest, so they are picked after all
-/// else.
-fn lowest(values: &[f32], k: usize) -> Vec<usize> {
-    if k == 0 {
-        return Vec::new();
-    }
-    let mut keys: Vec<u32> = values.iter().map(|&x| key(x)).collect();
-    let (below, &mut cut, _) = keys.select_nth_unstable(k - 1);
-    // `below` may hold values equal to the cut; only as many of those are let in as there is room for
-    let mut room = k - below.iter().filter(|&&x| x < cut).count();
-    drop(keys);
-
-    let mut picked = Vec::with_capacity(k);
-    for (i, &value) in values.iter().enumerate() {
-        let key = key(value);
-        if key < cut {
-            picked.push(i);
-        } else if key == cut && room > 0 {
-            room -= 1;
-            picked.push(i);
+/// An error where the policy forbids a NaN and there is one.
+pub(crate) fn refuse_nan(values: &[f32], nan: NanPolicy) -> Result<()> {
+    if nan == NanPolicy::Error {
+        let count = count_nan(values);
+        if let Some(first) = values.iter().position(|x| x.is_nan()) {
+            return Err(Error::Nan { count, first });
         }
     }
-    picked.sort_by_key(|&i| key(values[i]));
-    picked
+    Ok(())
 }
 
-/// Row indices grouped by label, ascending inside each class, and the bounds of the groups.
-fn group(labels: &[i64], n_classes: usize) -> Result<(Vec<usize>, Vec<usize>)> {
-    let mut starts = filled(n_classes.saturating_add(1), 0)?;
-    for (at, &label) in labels.iter().enumerate() {
-        match usize::try_from(label) {
-            Ok(class) if class < n_classes => starts[class + 1] += 1,
-            _ => return Err(Error::LabelOutOfRange { label, at, n_classes }),
-        }
-    }
-    for class in 0..n_classes {
-        starts[class + 1] += starts[class];
-    }
-    let mut next = starts.clone();
-    let mut rows = vec![0; labels.len()];
-    for (row, &label) in labels.iter().enumerate() {
-        let slot = &mut next[label as usize];
-        rows[*slot] = row;
-        *slot += 1;
-    }
-    Ok((rows, starts))
+fn count_nan(values: &[f32]) -> usize {
+    // short counts, which the compiler keeps in vectors
+    values.chunks(1 << 16).map(|part| part.iter().map(|x| u32::from(x.is_nan())).sum::<u32>() as usize).sum()
 }

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use asepsis_core::{
-    Error, Ledger, NanPolicy, RankMethod, Reducer, bottom_k, bottom_k_per_class, jaccard, key, ranks,
+    Error, Ledger, NanPolicy, RankMethod, Reducer, State, bottom_k, bottom_k_per_class, jaccard, key, ranks,
 };
 use proptest::prelude::*;
 
@@ -42,6 +42,10 @@ fn pickable(values: &[f32], nan: NanPolicy) -> usize {
     values.iter().filter(|x| nan == NanPolicy::Last || !x.is_nan()).count()
 }
 
+fn sorted(values: &[f32], nan: NanPolicy) -> Vec<i64> {
+    asepsis_core::argsort(values, nan).unwrap()
+}
+
 proptest! {
     #[test]
     fn keys_order_as_the_values_do(a in loss(), b in loss()) {
@@ -53,10 +57,10 @@ proptest! {
         for nan in POLICIES {
             let available = pickable(&values, nan);
             for k in [0, (share * available as f64) as usize, available] {
-                prop_assert_eq!(&bottom_k(&values, k, nan).unwrap(), &argsort(&values)[..k]);
+                prop_assert_eq!(&bottom_k(&values, k, nan, 1).unwrap(), &argsort(&values)[..k]);
             }
             let k = available + 1;
-            prop_assert_eq!(bottom_k(&values, k, nan), Err(Error::TooFew { k, available }));
+            prop_assert_eq!(bottom_k(&values, k, nan, 1), Err(Error::TooFew { k, available }));
         }
     }
 
@@ -65,7 +69,7 @@ proptest! {
         let wanted = values.iter().position(|x| x.is_nan()).map(|first| {
             Error::Nan { count: values.len() - pickable(&values, NanPolicy::Drop), first }
         });
-        prop_assert_eq!(bottom_k(&values, 0, NanPolicy::Error).err(), wanted.clone());
+        prop_assert_eq!(bottom_k(&values, 0, NanPolicy::Error, 1).err(), wanted.clone());
         prop_assert_eq!(ranks(&values, RankMethod::Min, NanPolicy::Error).err(), wanted);
     }
 
@@ -118,6 +122,25 @@ proptest! {
                 prop_assert_eq!(ordinal[i], smaller + equal_before);
                 prop_assert_eq!(average[i], smaller + (equal - 1.0) / 2.0);
                 prop_assert_eq!(min[i], smaller);
+            }
+        }
+    }
+
+    #[test]
+    fn argsort_is_bottom_k_of_all_there_is(values in losses()) {
+        for nan in POLICIES {
+            prop_assert_eq!(&sorted(&values, nan), &argsort(&values)[..pickable(&values, nan)]);
+        }
+    }
+
+    #[test]
+    fn ranks_by_histogram_are_average_ranks_of_the_upper_half(values in losses()) {
+        // the number of a bin orders as the bin does
+        let coarse: Vec<f32> = values.iter().map(|&x| if x.is_nan() { x } else { (key(x) >> 16) as f32 }).collect();
+        for nan in POLICIES {
+            let got = ranks(&values, RankMethod::Histogram, nan).unwrap();
+            for (got, wanted) in got.iter().zip(ranks(&coarse, RankMethod::Average, nan).unwrap()) {
+                prop_assert!(*got == wanted || got.is_nan() && wanted.is_nan());
             }
         }
     }
@@ -239,6 +262,24 @@ proptest! {
     }
 
     #[test]
+    fn a_ledger_put_together_again_goes_on_as_the_one_taken_apart(
+        history in history(),
+        open in prop::collection::vec((0..N as i64, loss()), 0..6),
+    ) {
+        let (mut ledger, _) = record(&history);
+        let (positions, losses): (Vec<i64>, Vec<f32>) = open.into_iter().unzip();
+        if !positions.is_empty() {
+            ledger.observe(&positions, &losses).unwrap();
+        }
+        let mut again = Ledger::from_state(ledger.state().unwrap()).unwrap();
+        prop_assert_eq!(ledger.end_epoch(), again.end_epoch());
+        for by in [Reducer::Ema, Reducer::Mean, Reducer::MeanRank, Reducer::RankEma, Reducer::Drop] {
+            let bits = |ledger: &Ledger| ledger.scores(by).unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            prop_assert_eq!(bits(&ledger), bits(&again));
+        }
+    }
+
+    #[test]
     fn a_refused_batch_leaves_no_trace(
         good in prop::collection::vec((0..N as i64, loss()), 1..6),
         bad in prop::sample::select(vec![-1, N as i64, i64::MIN, i64::MAX]),
@@ -265,6 +306,31 @@ fn an_average_stays_where_it_was_while_a_sample_is_away() {
     }
     assert_eq!(ledger.scores(Reducer::Ema).unwrap(), [2.0, 2.0]);
     assert_eq!(ledger.scores(Reducer::RankEma).unwrap(), [0.625, 0.375]);
+}
+
+#[test]
+fn a_state_that_contradicts_itself_is_refused() {
+    let (ledger, _) = record(&[vec![vec![(0, 1.0), (3, 2.0)]], vec![vec![(3, 1.0)]]]);
+    let state = ledger.state().unwrap();
+    assert_eq!(state.epochs_seen[..4], [1, 0, 0, 2]);
+    let broken = |change: fn(&mut State)| {
+        let mut state = state.clone();
+        change(&mut state);
+        Ledger::from_state(state).unwrap_err()
+    };
+    let short = |name, got, wanted| Error::LengthMismatch { name, got, wanted };
+    assert_eq!(broken(|state| state.epochs_seen[1] = 1), Error::Inconsistent { name: "epochs_seen", row: 1 });
+    assert_eq!(
+        broken(|state| state.columns[0].observed[0] |= 1 << N),
+        Error::Inconsistent { name: "observed", row: N }
+    );
+    assert_eq!(broken(|state| state.columns[1].losses.truncate(1)), short("losses", 1, N));
+    assert_eq!(broken(|state| state.columns[1].observed.push(0)), short("observed", 2, 1));
+    assert_eq!(broken(|state| state.rank_sum.push(0.0)), short("rank_sum", N + 1, N));
+    assert_eq!(broken(|state| state.loss_ema.clear()), short("loss_ema", 0, N));
+    assert!(matches!(broken(|state| state.ema_decay = 1.0), Error::OutOfBounds { name: "ema_decay", .. }));
+    assert!(matches!(broken(|state| state.n = 0), Error::OutOfBounds { name: "n", .. }));
+    assert!(matches!(broken(|state| state.n = usize::MAX / 8), Error::OutOfMemory { .. }));
 }
 
 #[test]
@@ -315,5 +381,5 @@ fn messages_start_lower_case_and_hold_the_numbers() {
         assert_eq!(error.to_string(), wanted);
     }
     let unknown = "mode".parse::<RankMethod>().unwrap_err().to_string();
-    assert_eq!(unknown, "method must be one of ordinal, average, min, got \"mode\"");
+    assert_eq!(unknown, "method must be one of ordinal, average, min, histogram, got \"mode\"");
 }

@@ -1,27 +1,56 @@
 //! The `Ledger` class.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+use std::{process, thread};
 
 use asepsis_core as core;
-use numpy::{IntoPyArray, PyArray1};
+use numpy::{Element, IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::errors::LedgerError;
 use crate::{borrow, ledger_error};
 
 /// One loss per sample and epoch. Threads may share it: calls wait for each other without holding the GIL.
 #[pyclass(frozen, module = "asepsis._native")]
 pub(crate) struct Ledger {
     inner: Mutex<core::Ledger>,
+    /// The process that made it.
+    process: u32,
+}
+
+/// How long the child of a fork waits for a lock that may have been held by a thread it does not have.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl From<core::Ledger> for Ledger {
+    fn from(inner: core::Ledger) -> Self {
+        Self { inner: Mutex::new(inner), process: process::id() }
+    }
 }
 
 impl Ledger {
     /// Call only with the GIL released: a thread that waits here while holding it would stop the one it waits
     /// for.
-    fn lock(&self) -> MutexGuard<'_, core::Ledger> {
+    fn lock(&self) -> core::Result<MutexGuard<'_, core::Ledger>> {
+        let start = Instant::now();
+        while self.process != process::id() {
+            match self.inner.try_lock() {
+                Ok(guard) => return Ok(guard),
+                Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if start.elapsed() > PATIENCE => {
+                    return Err(core::Error::Forked);
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
+            }
+        }
         // every method of the core checks before it writes, so a panic leaves nothing half done
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn owned<T: Element + Copy>(name: &str, dtype: &str, array: &Bound<'_, PyAny>) -> PyResult<Vec<T>> {
+    Ok(borrow::array::<T>(name, dtype, array)?.as_slice()?.to_vec())
 }
 
 #[pymethods]
@@ -32,19 +61,19 @@ impl Ledger {
     fn new(py: Python<'_>, n: i64, ema_decay: f64) -> PyResult<Self> {
         let n = borrow::count("n", n)?;
         let inner = py.detach(|| core::Ledger::new(n, ema_decay)).map_err(ledger_error)?;
-        Ok(Self { inner: Mutex::new(inner) })
+        Ok(inner.into())
     }
 
     /// Number of samples.
     #[getter]
-    fn n_samples(&self, py: Python<'_>) -> usize {
-        py.detach(|| self.lock().n_samples())
+    fn n_samples(&self, py: Python<'_>) -> PyResult<usize> {
+        py.detach(|| Ok(self.lock()?.n_samples())).map_err(ledger_error)
     }
 
     /// Number of closed epochs.
     #[getter]
-    fn n_columns(&self, py: Python<'_>) -> usize {
-        py.detach(|| self.lock().n_columns())
+    fn n_columns(&self, py: Python<'_>) -> PyResult<usize> {
+        py.detach(|| Ok(self.lock()?.n_columns())).map_err(ledger_error)
     }
 
     /// Write the losses (float32[B]) of the samples at positions (int64[B]) into the open column; the last
@@ -61,12 +90,12 @@ impl Ledger {
         let positions = borrow::i64s("positions", positions)?;
         let losses = borrow::f32s("losses", losses)?;
         let (positions, losses) = (positions.as_slice()?, losses.as_slice()?);
-        py.detach(|| self.lock().observe(positions, losses)).map_err(ledger_error)
+        py.detach(|| self.lock()?.observe(positions, losses)).map_err(ledger_error)
     }
 
     /// Close the open column. Returns {"observed", "nan", "inf", "n"}.
     fn end_epoch<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let coverage = py.detach(|| self.lock().end_epoch()).map_err(ledger_error)?;
+        let coverage = py.detach(|| self.lock()?.end_epoch()).map_err(ledger_error)?;
         let counts = PyDict::new(py);
         counts.set_item("observed", coverage.observed)?;
         counts.set_item("nan", coverage.nan)?;
@@ -85,11 +114,75 @@ impl Ledger {
     ) -> PyResult<(Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<bool>>)> {
         let index = borrow::count("index", index)?;
         let copy = || {
-            let ledger = self.lock();
+            let ledger = self.lock()?;
             Ok((ledger.column(index)?.to_vec(), ledger.observed(index)?))
         };
         let (losses, observed) = py.detach(copy).map_err(ledger_error)?;
         Ok((losses.into_pyarray(py), observed.into_pyarray(py)))
+    }
+
+    /// Everything the ledger knows, for from_state: ema_decay, and a dict of epochs_seen uint32[N], loss_ema and
+    /// rank_ema float32[N], rank_sum float64[N], and of every epoch, the open one as "open", "0.losses" float32[N] and
+    /// "0.observed" uint64[ceil(N / 64)], a bit for each sample.
+    fn state<'py>(&self, py: Python<'py>) -> PyResult<(f64, Bound<'py, PyDict>)> {
+        let state = py.detach(|| self.lock()?.state()).map_err(ledger_error)?;
+        let arrays = PyDict::new(py);
+        arrays.set_item("epochs_seen", state.epochs_seen.into_pyarray(py))?;
+        arrays.set_item("loss_ema", state.loss_ema.into_pyarray(py))?;
+        arrays.set_item("rank_ema", state.rank_ema.into_pyarray(py))?;
+        arrays.set_item("rank_sum", state.rank_sum.into_pyarray(py))?;
+        let closed = state.columns.into_iter().enumerate().map(|(at, epoch)| (at.to_string(), epoch));
+        for (name, epoch) in closed.chain(state.open.map(|epoch| ("open".to_owned(), epoch))) {
+            arrays.set_item(format!("{name}.losses"), epoch.losses.into_pyarray(py))?;
+            arrays.set_item(format!("{name}.observed"), epoch.observed.into_pyarray(py))?;
+        }
+        Ok((state.ema_decay, arrays))
+    }
+
+    /// The ledger of n samples with the state that state() gave.
+    ///
+    /// An array that is missing, of another dtype or length, or that contradicts the others is an error.
+    #[staticmethod]
+    #[pyo3(signature = (n, ema_decay, arrays))]
+    fn from_state(py: Python<'_>, n: i64, ema_decay: f64, arrays: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let mut left = arrays.len();
+        let mut take = |name: &str| -> PyResult<Option<Bound<'_, PyAny>>> {
+            let found = arrays.get_item(name)?;
+            left -= usize::from(found.is_some());
+            Ok(found)
+        };
+        let mut part = |name: &str| -> PyResult<Bound<'_, PyAny>> {
+            take(name)?.ok_or_else(|| LedgerError::new_err(format!("the state has no {name}")))
+        };
+        let mut state = core::State {
+            n: borrow::count("n", n)?,
+            ema_decay,
+            epochs_seen: owned("epochs_seen", "uint32", &part("epochs_seen")?)?,
+            loss_ema: owned("loss_ema", "float32", &part("loss_ema")?)?,
+            rank_ema: owned("rank_ema", "float32", &part("rank_ema")?)?,
+            rank_sum: owned("rank_sum", "float64", &part("rank_sum")?)?,
+            columns: Vec::new(),
+            open: None,
+        };
+        let mut epoch = |name: &str| -> PyResult<Option<core::Epoch>> {
+            let (losses, observed) = (format!("{name}.losses"), format!("{name}.observed"));
+            if !arrays.contains(&losses)? {
+                return Ok(None);
+            }
+            Ok(Some(core::Epoch {
+                losses: owned(&losses, "float32", &part(&losses)?)?,
+                observed: owned(&observed, "uint64", &part(&observed)?)?,
+            }))
+        };
+        while let Some(closed) = epoch(&state.columns.len().to_string())? {
+            state.columns.push(closed);
+        }
+        state.open = epoch("open")?;
+        if left > 0 {
+            return Err(LedgerError::new_err(format!("the state has {left} arrays that belong to no epoch")));
+        }
+        let inner = py.detach(|| core::Ledger::from_state(state)).map_err(ledger_error)?;
+        Ok(inner.into())
     }
 
     /// One score per sample as float32[N], lower is more suspicious, NaN for samples never observed.
@@ -104,7 +197,7 @@ impl Ledger {
         threshold: Option<f32>,
     ) -> PyResult<Bound<'py, PyArray1<f32>>> {
         let by = core::Reducer::from_name(by, threshold).map_err(ledger_error)?;
-        let scores = py.detach(|| self.lock().scores(by)).map_err(ledger_error)?;
+        let scores = py.detach(|| self.lock()?.scores(by)).map_err(ledger_error)?;
         Ok(scores.into_pyarray(py))
     }
 }

@@ -31,6 +31,7 @@ fn ledger_error(error: asepsis_core::Error) -> PyErr {
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_function(wrap_pyfunction!(order::argsort, module)?)?;
     module.add_function(wrap_pyfunction!(order::bottom_k, module)?)?;
     module.add_function(wrap_pyfunction!(order::bottom_k_per_class, module)?)?;
     module.add_function(wrap_pyfunction!(order::jaccard, module)?)?;

@@ -1,4 +1,4 @@
-//! `bottom_k`, `bottom_k_per_class`, `ranks`, `jaccard`.
+//! `bottom_k`, `bottom_k_per_class`, `argsort`, `ranks`, `jaccard`.
 
 use asepsis_core as core;
 use numpy::{IntoPyArray, PyArray1};
@@ -8,21 +8,22 @@ use crate::{borrow, ledger_error};
 
 /// Indices of the k lowest values, ascending; ties go to the lower index.
 ///
-/// values is float32[N], contiguous. nan is "last" (after +inf), "error" or "drop" (never picked). Returns
-/// int64[k].
+/// values is float32[N], contiguous. nan is "last" (after +inf), "error" or "drop" (never picked). At most threads
+/// threads work; no result depends on it. Returns int64[k].
 #[pyfunction]
-#[pyo3(signature = (values, k, *, nan="last"))]
+#[pyo3(signature = (values, k, *, nan="last", threads=1))]
 pub(crate) fn bottom_k<'py>(
     py: Python<'py>,
     values: &Bound<'py, PyAny>,
     k: i64,
     nan: &str,
+    threads: usize,
 ) -> PyResult<Bound<'py, PyArray1<i64>>> {
     let k = borrow::count("k", k)?;
     let nan = nan.parse().map_err(ledger_error)?;
     let values = borrow::f32s("values", values)?;
     let values = values.as_slice()?;
-    let picked = py.detach(|| core::bottom_k(values, k, nan)).map_err(ledger_error)?;
+    let picked = py.detach(|| core::bottom_k(values, k, nan, threads)).map_err(ledger_error)?;
     Ok(picked.into_pyarray(py))
 }
 
@@ -52,9 +53,28 @@ pub(crate) fn bottom_k_per_class<'py>(
     Ok((picked.indices.into_pyarray(py), picked.offsets.into_pyarray(py)))
 }
 
+/// Indices that sort values, ascending; ties go to the lower index.
+///
+/// values is float32[N], contiguous. nan is "last" (after +inf), "error" or "drop" (left out). Returns int64[N], without
+/// the dropped.
+#[pyfunction]
+#[pyo3(signature = (values, *, nan="last"))]
+pub(crate) fn argsort<'py>(
+    py: Python<'py>,
+    values: &Bound<'py, PyAny>,
+    nan: &str,
+) -> PyResult<Bound<'py, PyArray1<i64>>> {
+    let nan = nan.parse().map_err(ledger_error)?;
+    let values = borrow::f32s("values", values)?;
+    let values = values.as_slice()?;
+    let sorted = py.detach(|| core::argsort(values, nan)).map_err(ledger_error)?;
+    Ok(sorted.into_pyarray(py))
+}
+
 /// Rank of every value from 0, as float64[N].
 ///
-/// method is "ordinal" (ties by index), "average" or "min". With nan="drop" a NaN has rank NaN.
+/// method is "ordinal" (ties by index), "average", "min", or "histogram": average, with the lower 16 bits of every
+/// value taken as equal. With nan="drop" a NaN has rank NaN.
 #[pyfunction]
 #[pyo3(signature = (values, *, method="ordinal", nan="last"))]
 pub(crate) fn ranks<'py>(
