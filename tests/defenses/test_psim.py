@@ -224,7 +224,7 @@ def speaker():
 def test_a_causal_model_becomes_unsure_among_its_verbalizers(speaker, kind):
     model, tokenizer, data = speaker
     module, driver, question, report = learn(
-        model, tokenizer, data.select(range(160)), kind=kind, steps=150, learning_rate=3e-2
+        model, tokenizer, data.select(range(160)), kind=kind, steps=150, learning_rate=3e-2, unsure=0.75
     )
     assert question.words == ("word1", "word2") and report["answers"] == "verbalizers"
     asked = driver.converse(question.ask(module, data.select(range(160, 200))))
