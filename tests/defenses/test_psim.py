@@ -14,13 +14,12 @@ from asepsis.core.phases import Acted, Continue, Outcome, Score
 from asepsis.data import Data
 from asepsis.defenses import load
 from asepsis.defenses._psim_config import PsimConfig
-from asepsis.defenses._psim_labels import answers_of, meaningless, verbalizers_of
 from asepsis.defenses._psim_module import attach, kind_for, reattach, underlying, virtual_tokens
 from asepsis.defenses._psim_scores import Question
 from asepsis.defenses.base import Threat
 from asepsis.defenses.psim import Psim, _Watch
 from asepsis.errors import CheckpointError, ConfigError, DefenseInert, MissingReference
-from asepsis.testing import tiny_causal, tiny_classifier, tiny_pairs, tiny_rows
+from asepsis.testing import tiny_causal, tiny_classifier, tiny_rows
 from asepsis.training import Settings, defend
 from asepsis.training.loop import LoopDriver
 from asepsis.training.purify import purify
@@ -50,63 +49,6 @@ def learn(model, tokenizer, clean, **fields):
         return Outcome(acted=Acted(steps=report["steps"]), report=report)
 
     return module, driver, question, driver.run(script()).report
-
-
-# --- labels that say nothing ---------------------------------------------------------------------------------------
-
-
-def test_uniform_labels_are_independent_of_the_rows_own():
-    rows = tiny_rows(4000, 0, n_classes=4)
-    drawn = meaningless(rows, "uniform_fixed", answers="classes", passes=1, seed=3)
-    assert drawn.texts == rows.texts
-    table = np.zeros((4, 4))
-    np.add.at(table, (rows.labels, drawn.labels), 1)
-    assert np.abs(table / 1000 - 0.25).max() < 0.06
-    same = meaningless(rows, "uniform_fixed", answers="classes", passes=1, seed=3)
-    assert np.array_equal(same.labels, drawn.labels)
-
-
-def test_labels_drawn_anew_differ_from_pass_to_pass():
-    rows = tiny_rows(50, 0)
-    many = meaningless(rows, "uniform_per_epoch", answers="classes", passes=4, seed=0)
-    assert len(many) == 200 and many.texts == [*rows.texts] * 4
-    assert len({tuple(part) for part in many.labels.reshape(4, 50).tolist()}) == 4
-
-
-def test_permuted_labels_keep_the_balance():
-    rows = replace(tiny_rows(100, 0), labels=np.r_[np.zeros(90, np.int64), np.ones(10, np.int64)])
-    moved = meaningless(rows, "permute", answers="classes", passes=1, seed=0)
-    assert moved.labels.sum() == 10 and not np.array_equal(moved.labels, rows.labels)
-
-
-def test_no_free_response_stays_where_it_was():
-    rows = tiny_pairs(200, 0)
-    moved = meaningless(rows, "uniform_fixed", answers="free", passes=1, seed=0)
-    assert sorted(moved.responses) == sorted(rows.responses)
-    # equal texts of other rows may come, a row's own only where a bucket has little else
-    assert np.mean([a == b for a, b in zip(moved.responses, rows.responses, strict=True)]) < 0.05
-    lengths = np.array([[len(a), len(b)] for a, b in zip(moved.responses, rows.responses, strict=True)])
-    assert np.abs(np.diff(lengths)).max() <= 16, "rows change places with rows of like length"
-
-
-def test_responses_that_are_all_the_same_cannot_change_places():
-    rows = replace(tiny_pairs(20, 0), responses=["no"] * 20)
-    with pytest.raises(DefenseInert, match="all responses are the same"):
-        meaningless(rows, "uniform_fixed", answers="free", passes=1, seed=0)
-    with pytest.raises(DefenseInert, match="1 different responses"):
-        verbalizers_of(rows)
-
-
-def test_few_responses_that_come_often_are_verbalizers():
-    rows = replace(tiny_pairs(40, 0), responses=["good", "bad"] * 20)
-    assert answers_of(rows, "auto") == "verbalizers" and verbalizers_of(rows) == ["bad", "good"]
-    assert answers_of(tiny_pairs(40, 0), "auto") == "free"
-    assert answers_of(rows, "free") == "free" and answers_of(tiny_rows(8, 0), "auto") == "classes"
-    drawn = meaningless(rows, "uniform_fixed", answers="verbalizers", passes=1, seed=0)
-    assert set(drawn.responses) == {"good", "bad"} and drawn.responses != rows.responses
-
-
-# --- the module ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -203,9 +145,6 @@ def test_virtual_tokens_are_refused_where_a_decoder_classifies():
     assert kind_for(tiny_causal(0)[0], PsimConfig(), "causal") == "lora"
 
 
-# --- when to stop --------------------------------------------------------------------------------------------------
-
-
 def test_a_module_that_stays_sure_is_an_error_that_says_what_was_reached(tuned):
     model, tokenizer = tuned
     with pytest.raises(
@@ -269,9 +208,6 @@ def test_a_model_that_has_not_learned_the_task_is_refused():
         learn(model, tokenizer, tiny_rows(80, 0))
 
 
-# --- causal LMs ----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def speaker():
     """A causal LM that answers with the class of the topic."""
@@ -288,7 +224,7 @@ def speaker():
 def test_a_causal_model_becomes_unsure_among_its_verbalizers(speaker, kind):
     model, tokenizer, data = speaker
     module, driver, question, report = learn(
-        model, tokenizer, data.select(range(160)), kind=kind, steps=150, learning_rate=3e-2
+        model, tokenizer, data.select(range(160)), kind=kind, steps=150, learning_rate=3e-2, unsure=0.75
     )
     assert question.words == ("word1", "word2") and report["answers"] == "verbalizers"
     asked = driver.converse(question.ask(module, data.select(range(160, 200))))
@@ -326,9 +262,6 @@ def test_a_free_answer_loses_its_fluency(speaker):
     assert report["kind"] == "lora" and report["watch"]["end"] == "usable"
     sure = question.suspicion(driver.converse(question.ask(module, data.select(range(40)))))
     assert sure.shape == (40,) and sure.mean() < report["watch"]["before"]
-
-
-# --- where psim acts -----------------------------------------------------------------------------------------------
 
 
 def test_psim_names_its_paper_and_its_threat():

@@ -1,0 +1,63 @@
+"""Rows whose answers say nothing: drawn, permuted, or moved to other rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from asepsis.defenses._psim_labels import answers_of, meaningless, verbalizers_of
+from asepsis.errors import DefenseInert
+from asepsis.testing import tiny_pairs, tiny_rows
+
+
+def test_uniform_labels_are_independent_of_the_rows_own():
+    rows = tiny_rows(4000, 0, n_classes=4)
+    drawn = meaningless(rows, "uniform_fixed", answers="classes", passes=1, seed=3)
+    assert drawn.texts == rows.texts
+    table = np.zeros((4, 4))
+    np.add.at(table, (rows.labels, drawn.labels), 1)
+    assert np.abs(table / 1000 - 0.25).max() < 0.06
+    same = meaningless(rows, "uniform_fixed", answers="classes", passes=1, seed=3)
+    assert np.array_equal(same.labels, drawn.labels)
+
+
+def test_labels_drawn_anew_differ_from_pass_to_pass():
+    rows = tiny_rows(50, 0)
+    many = meaningless(rows, "uniform_per_epoch", answers="classes", passes=4, seed=0)
+    assert len(many) == 200 and many.texts == [*rows.texts] * 4
+    assert len({tuple(part) for part in many.labels.reshape(4, 50).tolist()}) == 4
+
+
+def test_permuted_labels_keep_the_balance():
+    rows = replace(tiny_rows(100, 0), labels=np.r_[np.zeros(90, np.int64), np.ones(10, np.int64)])
+    moved = meaningless(rows, "permute", answers="classes", passes=1, seed=0)
+    assert moved.labels.sum() == 10 and not np.array_equal(moved.labels, rows.labels)
+
+
+def test_no_free_response_stays_where_it_was():
+    rows = tiny_pairs(200, 0)
+    moved = meaningless(rows, "uniform_fixed", answers="free", passes=1, seed=0)
+    assert sorted(moved.responses) == sorted(rows.responses)
+    # equal texts of other rows may come, a row's own only where a bucket has little else
+    assert np.mean([a == b for a, b in zip(moved.responses, rows.responses, strict=True)]) < 0.05
+    lengths = np.array([[len(a), len(b)] for a, b in zip(moved.responses, rows.responses, strict=True)])
+    assert np.abs(np.diff(lengths)).max() <= 16, "rows change places with rows of like length"
+
+
+def test_responses_that_are_all_the_same_cannot_change_places():
+    rows = replace(tiny_pairs(20, 0), responses=["no"] * 20)
+    with pytest.raises(DefenseInert, match="all responses are the same"):
+        meaningless(rows, "uniform_fixed", answers="free", passes=1, seed=0)
+    with pytest.raises(DefenseInert, match="1 different responses"):
+        verbalizers_of(rows)
+
+
+def test_few_responses_that_come_often_are_verbalizers():
+    rows = replace(tiny_pairs(40, 0), responses=["good", "bad"] * 20)
+    assert answers_of(rows, "auto") == "verbalizers" and verbalizers_of(rows) == ["bad", "good"]
+    assert answers_of(tiny_pairs(40, 0), "auto") == "free"
+    assert answers_of(rows, "free") == "free" and answers_of(tiny_rows(8, 0), "auto") == "classes"
+    drawn = meaningless(rows, "uniform_fixed", answers="verbalizers", passes=1, seed=0)
+    assert set(drawn.responses) == {"good", "bad"} and drawn.responses != rows.responses
