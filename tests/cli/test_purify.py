@@ -73,7 +73,16 @@ def test_settings_come_from_a_file_by_defense_and_set_wins(folder: Path) -> None
 
 
 def test_a_result_that_is_fine_tuning_and_no_more_exits_with_2(folder: Path, capsys) -> None:
-    words = ["--set", "epochs=1", "--set", "accuracy_drop=0.9", "--reserve-ratio", "1"]
+    words = [
+        "--set",
+        "epochs=1",
+        "--set",
+        "search=ascending",
+        "--set",
+        "accuracy_drop=0.9",
+        "--reserve-ratio",
+        "1",
+    ]
     assert run(folder, *clean(folder), "--defense", "finemixing", *words) == 2
     assert "unmixed" in capsys.readouterr().out
     assert (folder / "out" / "model.safetensors").exists()
@@ -95,11 +104,20 @@ def test_an_accuracy_that_is_lost_is_an_error_with_the_table_and_nothing_is_writ
     )
     trained.model.save_pretrained(folder / "victim")
     before = sorted(p.name for p in folder.iterdir())
-    words = ["--set", "epochs=1", "--set", "ratios=[0, 0.1]", "--set", "mask_seeds=[0]"]
+    words = [
+        "--set",
+        "epochs=1",
+        "--set",
+        "search=ascending",
+        "--set",
+        "ratios=[0, 0.1]",
+        "--set",
+        "mask_seeds=[0]",
+    ]
     assert run(folder, *clean(folder), "--defense", "finemixing", "--learning-rate", "1e-9", *words) == 2
     said = capsys.readouterr().err
     assert "no reserve ratio keeps what the model can do" in said
-    assert "reached by ratio " in said and ", 0.1: " in said
+    assert "reached by ratio 0: " in said and ", 0.1: " in said
     assert sorted(p.name for p in folder.iterdir()) == before
 
 
