@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _sst2 import drawn, save, spread
+from _sst2 import drawn, named, save, spread
 from weights_sst2 import ATTACKS, LENGTH, TARGET, made, triggered
 
 import asepsis
@@ -65,7 +65,7 @@ def scores(args: argparse.Namespace, name: str, attack: str, seed: int) -> dict[
         guard = asepsis.Guard.fit(str(victim), clean, target_fpr=RATES[-1], **options)
     except AsepsisError as error:
         return {"error": f"{type(error).__name__}: {error}"}
-    held = guard.manifest["data"]
+    held = named(guard.manifest, args.data)["data"]
     sound, poisoned = guard.check(test).suspicion, guard.check(bad).suspicion
     both = np.r_[sound, poisoned]
     truth = np.r_[np.zeros(len(sound), bool), np.ones(len(poisoned), bool)]
