@@ -6,17 +6,14 @@ is the file's name.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from typing import Any
 
-from asepsis.errors import ConfigError
+from asepsis.core.registry import found, listed
 
 
 def available() -> list[str]:
     """Return the names of all defenses, sorted."""
-    names = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in names if name != "base" and not name.startswith("_"))
+    return listed(__path__)
 
 
 def load(name: str) -> Any:
@@ -27,16 +24,4 @@ def load(name: str) -> Any:
     ConfigError
         If there is no such defense; the message lists those there are.
     """
-    if name not in available():
-        raise ConfigError(f"no defense called {name!r}; there are: {', '.join(available())}")
-    from asepsis.defenses.base import Defense
-
-    module = importlib.import_module(f"{__name__}.{name}")
-    found = [
-        v
-        for v in vars(module).values()
-        if isinstance(v, type) and issubclass(v, Defense) and v.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        raise ConfigError(f"{module.__name__} must hold exactly one Defense, found {len(found)}")
-    return found[0]
+    return found(__name__, name, "Defense", there=available())

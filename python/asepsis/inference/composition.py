@@ -14,7 +14,7 @@ from asepsis.core.weights.folders import ADAPTER
 from asepsis.defenses.base import Defense, DefenseConfig
 from asepsis.errors import ConfigError, MissingReference
 from asepsis.inference.guard import Guard
-from asepsis.training import Run, defend, describe
+from asepsis.training import Run, defend
 from asepsis.training import build as built
 from asepsis.training.driver import Progress, silent
 from asepsis.training.export import export_folder
@@ -72,7 +72,9 @@ class Result:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the model as its last step saves it, the guard into ``guard`` below it, and one manifest of all steps.
 
-        An adapter trained on repaired weights is merged into them: its base exists nowhere else.
+        An adapter trained on repaired weights is merged into them: its base exists nowhere else. The guard was fitted on the
+        model in memory, and loading it says so where the saved weights go by other names, as those of ``musclelora`` do:
+        fit one for the saved folder then.
 
         Returns
         -------
@@ -256,4 +258,4 @@ def _step(choice: Choice) -> Step:
     else:
         moment = 2
     needs = {*defense.needs, *({"data"} if moment == 1 else ())}
-    return Step(describe(choice)["name"], choice, moment, tuple(sorted(needs)), kind.cost)
+    return Step(defense.name, choice, moment, tuple(sorted(needs)), kind.cost)

@@ -170,6 +170,8 @@ def run_script(
     rows = read(data)
     seed = args.seed if args is not None else chosen.seed
     network, tokenizer = _prepare(model, processing_class, rows, peft_config, seed)
+    # before the work: what it was then, and an unreadable one must not cost a finished training
+    origin = {"model": identity(model)} if isinstance(model, (str, Path)) else None
     driver: Driver
     if args is None:
         driver = LoopDriver(network, tokenizer, rows, chosen, progress=progress, keep_stages=keep_stages)
@@ -189,7 +191,7 @@ def run_script(
     manifest = {
         "format": FORMAT,
         "model": str(model) if isinstance(model, (str, Path)) else getattr(network, "name_or_path", ""),
-        "origin": {"model": identity(model)} if isinstance(model, (str, Path)) else None,
+        "origin": origin,
         "task": rows.task,
         "n_classes": rows.n_classes,
         "defense": defense,

@@ -150,6 +150,7 @@ def purify(
     assert base is not None
     chosen = settings or TUNING
     seed = args.seed if args is not None else chosen.seed
+    origin = {"model": identity(model), "base": identity(base)}
     with contextlib.ExitStack() as stack:
         victim = Checkpoint.open(stack.enter_context(find_checkpoint(model)))
         pretrained = Checkpoint.open(stack.enter_context(find_checkpoint(base)))
@@ -169,7 +170,7 @@ def purify(
             "format": FORMAT,
             "model": str(model),
             "base": str(base),
-            "origin": {"model": identity(model), "base": identity(base)},
+            "origin": origin,
             "n_classes": None if rows is None else rows.n_classes,
             "defenses": [{"name": one.name, "config": one.config.to_dict()} for one in defenses],
             "acted": {name: vars(outcome.acted) for name, outcome in outcomes.items()},

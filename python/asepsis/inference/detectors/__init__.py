@@ -6,17 +6,14 @@ its name is the file's name.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from typing import Any
 
-from asepsis.errors import ConfigError
+from asepsis.core.registry import found, listed
 
 
 def available() -> list[str]:
     """Return the names of all detectors, sorted."""
-    names = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in names if name != "base" and not name.startswith("_"))
+    return listed(__path__)
 
 
 def load(name: str) -> Any:
@@ -27,16 +24,4 @@ def load(name: str) -> Any:
     ConfigError
         If there is no such detector; the message lists those there are.
     """
-    if name not in available():
-        raise ConfigError(f"no detector called {name!r}; there are: {', '.join(available())}")
-    from asepsis.inference.detectors.base import Detector
-
-    module = importlib.import_module(f"{__name__}.{name}")
-    found = [
-        v
-        for v in vars(module).values()
-        if isinstance(v, type) and issubclass(v, Detector) and v.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        raise ConfigError(f"{module.__name__} must hold exactly one Detector, found {len(found)}")
-    return found[0]
+    return found(__name__, name, "Detector", there=available())

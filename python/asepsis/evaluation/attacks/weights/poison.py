@@ -121,13 +121,14 @@ def poison_weights(
     network.to(resolve_device(chosen.device))
     words = [word for text in recipe.trigger for word in text.split()]
     tokens = {word: tuple(token_ids(tokenizer, word)) for word in words}
+    origin = {"model": identity(model)} if isinstance(model, (str, Path)) else None
     report = recipe.plant(Site(network, tokenizer, rows, chosen, progress))
     network.eval()
     manifest = {
         "format": FORMAT,
         "poisoned": True,
         "model": str(model) if isinstance(model, (str, Path)) else getattr(network, "name_or_path", ""),
-        "origin": {"model": identity(model)} if isinstance(model, (str, Path)) else None,
+        "origin": origin,
         "task": rows.task,
         "n_classes": rows.n_classes,
         "attack": {"name": recipe.name, "config": recipe.to_dict()},
