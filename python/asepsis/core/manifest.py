@@ -113,11 +113,13 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return found
 
 
-def check_writable(folder: Path) -> None:
-    """Raise ``CheckpointError`` where a folder holds something that asepsis did not write: it would be replaced."""
+def check_writable(
+    folder: Path, *, manifest: str = MANIFEST, otherwise: str = "was not written by asepsis"
+) -> None:
+    """Raise ``CheckpointError`` where a folder holds something that has no such manifest: it would be replaced."""
     taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if taken and not (folder / MANIFEST).exists():
-        raise CheckpointError(f"{folder} exists and was not written by asepsis; name another folder")
+    if taken and not (folder / manifest).exists():
+        raise CheckpointError(f"{folder} exists and {otherwise}; name another folder")
 
 
 def identity(model: str | Path) -> dict[str, str | None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from asepsis.core.conformal import Threshold
 from asepsis.core.folders import whole_folder
+from asepsis.core.manifest import check_writable
 from asepsis.errors import CheckpointError
 from asepsis.inference.detectors.base import Detector
 
@@ -18,10 +19,7 @@ _PARTS = ("manifest", "state", "threshold", "control", "calibration")
 
 def check_target(folder: Path) -> None:
     """Raise ``CheckpointError`` where a folder holds something else than a guard: it would be replaced."""
-    if folder.exists() and (
-        not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).exists())
-    ):
-        raise CheckpointError(f"{folder} exists and is no guard; name another folder")
+    check_writable(folder, manifest=MANIFEST, otherwise="is no guard")
 
 
 def save_guard(
