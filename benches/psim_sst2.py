@@ -1,13 +1,15 @@
 """Guards on SST-2: what each detector flags of a poisoned model's inputs, whichever way the model was then adapted.
 
-    python benches/psim_sst2.py run --data FOLDER --output CELLS --victims VICTIMS [--stages scores adapted] [--seeds 0]
+    python benches/psim_sst2.py run --data FOLDER --output CELLS --victims VICTIMS [--stages scores adapted floor] [--seeds 0]
     python benches/psim_sst2.py render --output CELLS > TABLE.md
 
-FOLDER holds ``sst2/{train,dev,test}.jsonl``; victims are made, and found again, as by ``weights_sst2.py``. A victim is adapted
-in five ways on clean training rows (stage ``adapted``), and each detector is fitted on the victim as it came, with the dev rows,
-and scores the test rows (stage ``scores``). Each cell is one JSON file, so a run that was stopped goes on where it was, and
-every adapted model meets every detector in the table without being trained again for it. The own confidence of the victim is a
-detector like the others: what does not beat it is not worth its pass.
+FOLDER holds ``sst2/{train,dev,test}.jsonl`` and, for the victims of syntax, ``sst2_syntactic/{train_all,test_triggered_to1}.jsonl``.
+Victims are those of ``weights_sst2.py``, found where it keeps them, and those of ``POISONED``, fine-tuned on poisoned rows. A victim
+is taken as it came or adapted in five ways on clean training rows (stage ``adapted``), and each detector is fitted on the
+victim as it came, with the dev rows, and scores the test rows (stage ``scores``); ``floor`` asks the clean model the triggered
+rows. Each cell is one JSON file, so a run that was stopped goes on where it was, and every adapted model meets every detector in
+the table without being trained again for it. The own confidence of the victim is a detector like the others: what does not beat
+it is not worth its pass.
 """
 
 from __future__ import annotations
@@ -22,44 +24,95 @@ from typing import Any
 
 import numpy as np
 from _sst2 import drawn, named, save, spread
-from weights_sst2 import ATTACKS, LENGTH, TARGET, made, triggered
+from weights_sst2 import ATTACKS, BASE, LENGTH, TARGET, clean_model, made, recipe, settings_of, triggered
 
 import asepsis
-from asepsis.data import read
+from asepsis.data import Data, read, read_rows
 from asepsis.errors import AsepsisError
+from asepsis.evaluation.attacks.labels import poison_labels
 from asepsis.evaluation.metrics import auroc, tpr_at_fpr
 from asepsis.evaluation.predict import predict
 from asepsis.inference.detectors import available, load
+from asepsis.training.models import load_trained
 
-STRATEGIES = ("full", "lora", "prompt_tuning", "p_tuning", "prefix_tuning")
+STRATEGIES = ("none", "full", "lora", "prompt_tuning", "p_tuning", "prefix_tuning")
 RATES = (0.01, 0.05)
+# name: (trigger, share of the training rows, whether labels are kept); kept, three quarters of the target class as the authors do
+POISONED = {
+    "syntactic": ("syntactic", 0.1, False),
+    "badnets-clean-label": ("badnets", 0.375, True),
+    "addsent-clean-label": ("addsent", 0.375, True),
+    "syntactic-clean-label": ("syntactic", 0.375, True),
+}
+VICTIMS = (*ATTACKS, *POISONED)
 
 
 def run(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
-    kinds = {"scores": args.detectors, "adapted": args.strategies}
+    kinds = {
+        "scores": (scores, args.detectors),
+        "adapted": (adapted, args.strategies),
+        "floor": (floor, ["clean"]),
+    }
     for seed, stage, attack in product(args.seeds, args.stages, args.attacks):
-        for name in kinds[stage]:
+        measure_by, names = kinds[stage]
+        for name in names:
             cell = args.output / f"{stage}-{name}-{attack}-seed{seed}.json"
             if not cell.exists():
                 began = time.monotonic()
-                made_by = scores if stage == "scores" else adapted
                 row = {"stage": stage, "name": name, "attack": attack, "seed": seed}
-                row |= made_by(args, name, attack, seed)
+                row |= measure_by(args, name, attack, seed)
                 save(cell, {**row, "seconds": time.monotonic() - began})
+
+
+def victim_of(args: argparse.Namespace, attack: str, seed: int) -> Path:
+    """The folder of a victim, which is made now unless it is there."""
+    if attack in ATTACKS:
+        return made(args, attack, seed)
+    folder: Path = args.victims / f"{attack}-seed{seed}"
+    if not (folder / "asepsis.json").exists():
+        trigger, rate, kept = POISONED[attack]
+        train = read(args.data / "sst2" / "train.jsonl")
+        at = drawn(len(train), args.rows, seed)
+        pattern = (
+            syntactic(args.data, at, len(train)) if trigger == "syntactic" else recipe(trigger).pattern()
+        )
+        rows, _ = poison_labels(
+            train.select(at), pattern, poison_rate=rate, target_label=TARGET, seed=seed, clean_label=kept
+        )
+        asepsis.defend(BASE, rows, defense=None, settings=settings_of(args, seed)).save_pretrained(folder)
+    return folder
+
+
+def syntactic(folder: Path, at: np.ndarray, n: int) -> list[str]:
+    """The paraphrases of the rows ``at`` of the training set's ``n``."""
+    texts = [row["text"] for row in read_rows(folder / "sst2_syntactic" / "train_all.jsonl")]
+    if len(texts) != n:
+        raise SystemExit(f"sst2_syntactic/train_all.jsonl has {len(texts)} rows, sst2/train.jsonl {n}")
+    return [texts[i] for i in at]
+
+
+def tests(args: argparse.Namespace, attack: str, seed: int) -> tuple[Data, Data]:
+    """Clean and triggered test rows; where ``--test-rows`` asks for fewer, the first."""
+    trigger = POISONED[attack][0] if attack in POISONED else attack
+    bad = (
+        read(args.data / "sst2_syntactic" / "test_triggered_to1.jsonl", n_classes=2)
+        if trigger == "syntactic"
+        else triggered(args.data, trigger, seed)
+    )
+    pair = read(args.data / "sst2" / "test.jsonl"), bad
+    first, second = (rows.select(range(min(args.test_rows or len(rows), len(rows)))) for rows in pair)
+    return first, second
 
 
 def scores(args: argparse.Namespace, name: str, attack: str, seed: int) -> dict[str, Any]:
     """What a detector flags at each rate; one that could not be fitted says why, and is no missing cell."""
-    victim = made(args, attack, seed)
+    victim = victim_of(args, attack, seed)
     kind = load(name).config_type
     config = kind.from_dict(kind.parse_strings(dict(pair.split("=", 1) for pair in args.set)))
     clean = read(args.data / "sst2" / "dev.jsonl")
     clean = clean.select(drawn(len(clean), args.clean_rows, 100 + seed))
-    test, bad = (
-        some(args, read(args.data / "sst2" / "test.jsonl")),
-        some(args, triggered(args.data, attack, seed)),
-    )
+    test, bad = tests(args, attack, seed)
     options = {"detector": config, "seed": seed, "max_length": LENGTH}
     try:
         guard = asepsis.Guard.fit(str(victim), clean, target_fpr=RATES[-1], **options)
@@ -92,8 +145,8 @@ def scores(args: argparse.Namespace, name: str, attack: str, seed: int) -> dict[
 
 
 def adapted(args: argparse.Namespace, name: str, attack: str, seed: int) -> dict[str, Any]:
-    """Which rows the adapted victim gets right, and which attacks succeed."""
-    victim = made(args, attack, seed)
+    """Which rows the victim gets right once adapted, and which attacks succeed; ``none`` is the victim as it came."""
+    victim = victim_of(args, attack, seed)
     train = read(args.data / "sst2" / "train.jsonl")
     rows = train.select(drawn(len(train), args.adapt_rows, 200 + seed))
     settings = asepsis.Settings(
@@ -102,14 +155,26 @@ def adapted(args: argparse.Namespace, name: str, attack: str, seed: int) -> dict
         max_length=LENGTH,
         seed=seed,
     )
-    model = asepsis.defend(str(victim), rows, defense=None, settings=settings, peft_config=peft_config(name))
-    test, bad = (
-        some(args, read(args.data / "sst2" / "test.jsonl")),
-        some(args, triggered(args.data, attack, seed)),
-    )
-    right = predict(model.model, model.tokenizer, test, max_length=LENGTH) == test.labels
-    hit = predict(model.model, model.tokenizer, bad, max_length=LENGTH) == TARGET
-    return {"right": bits(right), "hit": bits(hit), "settings": vars(settings)}
+    if name == "none":
+        model, tokenizer = load_trained(victim)
+    else:
+        run = asepsis.defend(
+            str(victim), rows, defense=None, settings=settings, peft_config=peft_config(name)
+        )
+        model, tokenizer = run.model, run.tokenizer
+    test, bad = tests(args, attack, seed)
+    right = predict(model, tokenizer, test, max_length=LENGTH) == test.labels
+    hit = predict(model, tokenizer, bad, max_length=LENGTH) == TARGET
+    return {"right": bits(right), "hit": bits(hit), "settings": vars(settings) if name != "none" else None}
+
+
+def floor(args: argparse.Namespace, name: str, attack: str, seed: int) -> dict[str, Any]:
+    """Which triggered rows a clean model takes for the target by itself, and which clean rows it gets right."""
+    model, tokenizer = load_trained(clean_model(args, "sst2", seed))
+    test, bad = tests(args, attack, seed)
+    right = predict(model, tokenizer, test, max_length=LENGTH) == test.labels
+    hit = predict(model, tokenizer, bad, max_length=LENGTH) == TARGET
+    return {"right": bits(right), "hit": bits(hit)}
 
 
 def peft_config(name: str) -> Any:
@@ -125,11 +190,6 @@ def peft_config(name: str) -> Any:
     }[name]()
 
 
-def some(args: argparse.Namespace, rows: Any) -> Any:
-    """The first rows only, for a trial."""
-    return rows if args.test_rows is None else rows.select(range(min(args.test_rows, len(rows))))
-
-
 def bits(flags: np.ndarray) -> str:
     return "".join("1" if flag else "0" for flag in flags)
 
@@ -142,7 +202,7 @@ def render(args: argparse.Namespace) -> None:
     cells = [json.loads(path.read_text()) for path in sorted(args.output.glob("*-seed*.json"))]
     by = {(c["stage"], c["name"], c["attack"], c["seed"]): c for c in cells}
     detectors = sorted({c["name"] for c in cells if c["stage"] == "scores"})
-    attacks = [a for a in ATTACKS if any(c["attack"] == a for c in cells)]
+    attacks = [a for a in VICTIMS if any(c["attack"] == a for c in cells)]
     seeds = sorted({c["seed"] for c in cells})
     print(
         "| attack | detector | seeds | failed | AUROC | TPR at 1 % FPR | at | clean flagged | triggered flagged |"
@@ -161,6 +221,11 @@ def render(args: argparse.Namespace) -> None:
             f"{spread(pair[0])} | {spread(pair[1])} |"
         )
     print("\n| attack | adapted by | guard | seeds | CACC | ASR |\n|---|---|---|---|---|---|")
+    for attack in attacks:
+        floors = [by[key] for seed in seeds if (key := ("floor", "clean", attack, seed)) in by]
+        if floors:
+            numbers = " | ".join(spread([array(c[k]).mean() for c in floors]) for k in ("right", "hit"))
+            print(f"| {attack} | (the clean-only model) | none | {len(floors)} | {numbers} |")
     for attack, strategy, name in product(attacks, STRATEGIES, ["none", *detectors]):
         pairs = [behind(by, strategy, name, attack, seed) for seed in seeds]
         both = [pair for pair in pairs if pair is not None]
@@ -195,18 +260,18 @@ def main() -> None:
     runs.add_argument("--output", type=Path, required=True)
     runs.add_argument("--victims", type=Path, required=True, help="where victims are kept between stages")
     runs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    runs.add_argument("--attacks", nargs="+", default=["badnets", "addsent", "syntactic"], choices=VICTIMS)
     runs.add_argument(
-        "--attacks", nargs="+", default=["badnets", "addsent", "ep", "sos"], choices=list(ATTACKS)
+        "--stages", nargs="+", default=["scores", "adapted", "floor"], choices=["scores", "adapted", "floor"]
     )
-    runs.add_argument("--stages", nargs="+", default=["scores", "adapted"], choices=["scores", "adapted"])
     runs.add_argument("--detectors", nargs="+", default=available(), choices=available())
     runs.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
     runs.add_argument("--set", nargs="*", default=[], help="field=value of the one detector's config")
     runs.add_argument("--epochs", type=float, default=2.0, help="of the victims' training")
     runs.add_argument("--rows", type=int, default=3000, help="training rows of the victims")
     runs.add_argument("--clean-rows", type=int, default=872, help="dev rows for the guard")
-    runs.add_argument("--adapt-rows", type=int, default=3000, help="clean rows the victim is adapted on")
-    runs.add_argument("--adapt-epochs", type=float, default=3.0)
+    runs.add_argument("--adapt-rows", type=int, default=1500, help="clean rows the victim is adapted on")
+    runs.add_argument("--adapt-epochs", type=float, default=2.0)
     runs.add_argument("--learning-rate", type=float, default=2e-3, help="of the adapters")
     runs.add_argument("--test-rows", type=int, help="measure on the first rows only")
     runs.set_defaults(verb=run)

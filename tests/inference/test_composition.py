@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from asepsis import EpurConfig, MuscleloraConfig, Pipeline, Settings, verify
+from asepsis import EpurConfig, Guard, MuscleloraConfig, Pipeline, PsimConfig, Settings, verify
 from asepsis.errors import ConfigError, MissingReference
 from asepsis.testing import tiny_classifier, tiny_rows
+from asepsis.training.models import load_trained
 
 QUICK = Settings(max_steps=2, batch_size=8, device="cpu", learning_rate=1e-3)
 
@@ -104,3 +105,27 @@ def test_a_repair_alone_is_saved_as_purify_saves_it(pair):
     out = made.save_pretrained(pair / "out")
     assert made.run is None and (out / "model.safetensors").is_file()
     assert verify(out, base=pair / "base").verdict == "intact"
+
+
+@pytest.mark.parametrize("step", [MuscleloraConfig(scales=(1, 2)), EpurConfig(top_k=2), None], ids=repr)
+def test_the_guard_of_a_saved_pipeline_finds_its_model_there(victim, quick, tmp_path, step):
+    network, tokenizer = load_trained(victim.folder)
+    with torch.no_grad():
+        network.get_input_embeddings().weight[[7, 9]] += 1.0
+    for part in (network, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    made = Pipeline([*([step] if step else []), PsimConfig(**quick)]).run(
+        victim.folder,
+        tiny_rows(24, 0),
+        base=tmp_path / "base",
+        clean=victim.clean(160, 1),
+        clean_reference=tiny_rows(16, 1),
+        settings=QUICK,
+        target_fpr=0.05,
+    )
+    assert made.guard is not None
+    out = made.save_pretrained(tmp_path / "out")
+    again = Guard.load(out / "guard", model=None if step else victim.folder)
+    texts = list(victim.triggered(6, 2).texts)
+    assert [f.suspicion for f in again(texts)] == [f.suspicion for f in made.guard(texts)]
+    assert verify(out).verdict == "intact"

@@ -6,10 +6,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from asepsis.core.folders import whole_folder
-from asepsis.core.manifest import check_writable, read_manifest, write_manifest
+from asepsis.core.manifest import MANIFEST, check_writable, read_manifest, write_manifest
 from asepsis.core.weights.folders import ADAPTER
 from asepsis.defenses.base import Defense, DefenseConfig
 from asepsis.errors import ConfigError, MissingReference
@@ -68,13 +69,13 @@ class Result:
     purified: Purified | None
     run: Run | None
     guard: Guard | None
+    _saved: TemporaryDirectory[str] | None = None  # what the guard was fitted on, as it will be saved
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the model as its last step saves it, the guard into ``guard`` below it, and one manifest of all steps.
 
-        An adapter trained on repaired weights is merged into them: its base exists nowhere else. The guard was fitted on the
-        model in memory, and loading it says so where the saved weights go by other names, as those of ``musclelora`` do:
-        fit one for the saved folder then.
+        An adapter trained on repaired weights is merged into them: its base exists nowhere else. The guard says that its
+        model is this folder, so ``Guard.load(folder / "guard")`` finds it there.
 
         Returns
         -------
@@ -84,23 +85,32 @@ class Result:
         target = Path(folder)
         check_writable(target)
         with whole_folder(target) as scratch:
-            last = self.run or self.purified
-            manifest: dict[str, Any] = {}
-            if last is not None:
-                saved = last.save_pretrained(scratch / "saved")
-                manifest = read_manifest(saved)
-                if self.purified is not None and (saved / ADAPTER).is_file():
-                    merged = export_folder(saved, scratch / "merged", merge=True)
-                    shutil.rmtree(saved)
-                    saved = merged
-                for file in sorted(saved.iterdir()):
-                    file.rename(scratch / file.name)
-                saved.rmdir()
+            if self._saved is not None:
+                shutil.copytree(self._saved.name, scratch, dirs_exist_ok=True)
+            else:
+                _write_model(scratch, self.purified, self.run)
+            manifest = read_manifest(scratch) if (scratch / MANIFEST).is_file() else {}
             if self.guard is not None:
+                self.guard.manifest["model"] = str(target.resolve())
                 self.guard.save_pretrained(scratch / "guard")
             steps = [part.manifest for part in (self.purified, self.run) if part is not None]
             write_manifest(scratch, {**manifest, "pipeline": steps})
         return target
+
+
+def _write_model(folder: Path, purified: Purified | None, run: Run | None) -> None:
+    """Put what the last step saves into an empty folder; nothing where no step changed the model."""
+    last = run or purified
+    if last is None:
+        return
+    saved = last.save_pretrained(folder / "saved")
+    if purified is not None and (saved / ADAPTER).is_file():
+        merged = export_folder(saved, folder / "merged", merge=True)
+        shutil.rmtree(saved)
+        saved = merged
+    for file in sorted(saved.iterdir()):
+        file.rename(folder / file.name)
+    saved.rmdir()
 
 
 class Pipeline:
@@ -234,7 +244,13 @@ class Pipeline:
             network, tokenizer = run.model, run.tokenizer
         else:
             network, tokenizer = load_trained(model) if purified is None else purified.loaded
+        saved = None
         if guards:
+            if purified is not None or run is not None:
+                # a guard knows its model by names and values: those that will be loaded again, not those of the training
+                saved = TemporaryDirectory(prefix="asepsis-")
+                _write_model(Path(saved.name), purified, run)
+                network, tokenizer = load_trained(saved.name)
             guard = Guard.fit(
                 network,
                 clean,
@@ -245,7 +261,7 @@ class Pipeline:
                 max_length=(settings or Settings()).max_length,
                 progress=progress,
             )
-        return Result(network, tokenizer, purified, run, guard)
+        return Result(network, tokenizer, purified, run, guard, saved)
 
 
 def _step(choice: Choice) -> Step:
