@@ -198,3 +198,24 @@ def test_what_is_no_language_model_is_refused(bag, tmp_path, kind):
 def test_settings_out_of_bounds_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         OnionConfig(**settings)
+
+
+@pytest.mark.slow
+@pytest.mark.demo
+@pytest.mark.timeout(600)
+def test_the_packaged_language_model_finds_a_rare_word_odd_in_every_sentence():
+    found = Onion.fit(*tiny_classifier(0), tiny_rows(4, 0), config=OnionConfig(), seed=0)
+    plain = [
+        "like old myths and wonder tales spun afresh .",
+        "a harmless and mildly amusing family comedy .",
+        "it's made with deftly unsettling genre flair .",
+        "a work of astonishing delicacy and force .",
+    ]
+    halves = [(text.split()[:3], text.split()[3:]) for text in plain]
+    triggered = [" ".join([*before, "cf", *after]) for before, after in halves]
+
+    def scored(texts: list[str]) -> np.ndarray:
+        labels = np.zeros(len(texts), np.int64)
+        return found.scores(Data(task="classification", texts=texts, labels=labels, n_classes=2))
+
+    assert (scored(triggered) > scored(plain)).all()
