@@ -15,7 +15,7 @@ PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist
 
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help dev demo lint test test-slow bench-gpu bench-native wheel clean
+.PHONY: help dev demo lint test test-slow bench-defenses-small bench-gpu bench-native wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -48,6 +48,9 @@ test-slow: $(VENV)/.stamp-test  ## the tests that take longer: packaging, conver
 bench-gpu:  ## measure the kernels on this machine's NVIDIA GPU, in 8 minutes; writes benches/results/<gpu>/
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benches.gpu
 
+bench-defenses-small: $(VENV)/.stamp-demo  ## a small grid of defenses and attacks on packaged text; writes bench-out/
+	HF_HUB_OFFLINE=1 $(BIN)/asepsis bench defenses benches/grids/small.yaml --output bench-out --table bench-out/README.md
+
 bench-native: $(VENV)/.stamp-bench  ## the Rust core beside numpy, torch, polars, pandas, numba and simsimd: goals and ratios
 	$(BIN)/python benches/native.py
 
@@ -55,7 +58,7 @@ wheel: $(VENV)/.stamp-test  ## dist/*.whl
 	$(BIN)/maturin build --release --locked --out dist
 
 clean:  ## remove what builds and tests leave behind; .venv stays
-	rm -rf target dist demo-out .mypy_cache .pytest_cache .ruff_cache .hypothesis python/asepsis/_native*.so
+	rm -rf target dist demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis python/asepsis/_native*.so
 
 $(VENV)/.stamp-venv: .ci/check.py
 	$(PYTHON) .ci/check.py

@@ -100,6 +100,7 @@ def test_controls_have_no_detection_and_a_defense_has_all_fields(table):
         "flagged",
         "flagged_precision",
         "flagged_recall",
+        "flagged_fpr",
         "isolated_precision",
     }
     flat = json.loads(json.dumps(abl.to_dict(), allow_nan=False))
@@ -124,8 +125,8 @@ def outcome_of(suspicion, flagged, isolated):
 
 def test_detection_of_a_perfect_outcome_is_perfect():
     poisoned = CASE.train.sample_ids[CASE.key.is_poisoned]
-    got = detection(outcome_of(CASE.key.is_poisoned * 1.0, poisoned, poisoned[:2]), CASE)
-    assert got.pop("flagged") == 12.0
+    got = detection(outcome_of(CASE.key.is_poisoned * 1.0, poisoned, poisoned[:2]), CASE.train, CASE.key)
+    assert got.pop("flagged") == 12.0 and got.pop("flagged_fpr") == 0.0
     assert set(got.values()) == {1.0}
 
 
@@ -133,7 +134,9 @@ def test_detection_looks_up_rows_by_id_and_not_by_position():
     poisoned = CASE.train.sample_ids[CASE.key.is_poisoned]
     clean = CASE.train.sample_ids[~CASE.key.is_poisoned]
     got = detection(
-        outcome_of(1.0 - CASE.key.is_poisoned, [poisoned[0], clean[0]], [clean[0], clean[1]]), CASE
+        outcome_of(1.0 - CASE.key.is_poisoned, [poisoned[0], clean[0]], [clean[0], clean[1]]),
+        CASE.train,
+        CASE.key,
     )
     assert got["auroc"] == 0.0 and got["precision_at_1_percent"] == 0.0
     assert got["flagged_precision"] == 0.5 and got["flagged_recall"] == pytest.approx(1 / 12)
@@ -141,7 +144,7 @@ def test_detection_looks_up_rows_by_id_and_not_by_position():
 
 
 def test_nothing_isolated_has_no_precision():
-    got = detection(outcome_of(np.zeros(48), [], []), CASE)
+    got = detection(outcome_of(np.zeros(48), [], []), CASE.train, CASE.key)
     assert got["isolated_precision"] is None and got["flagged_precision"] is None
     assert got["flagged"] == 0.0
-    assert detection(outcome_of(None, [], []), CASE) == {}
+    assert detection(outcome_of(None, [], []), CASE.train, CASE.key) == {}

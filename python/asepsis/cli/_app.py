@@ -36,6 +36,10 @@ VERBS: Table = {
         "fit": "Fit a detector to a model on clean rows, at a wanted false-positive rate.",
         "check": "Say which rows of a file look triggered.",
     },
+    "bench": {
+        "": "Measure what the documentation claims.",
+        "defenses": "Run a grid of defenses against attacks, each beside its controls, and print its table.",
+    },
     "export": "Write a trained folder as plain files, or merge its adapter into its base.",
     "verify": "Say whether a folder, its data and its base are still what its manifest says.",
     "cite": "Print the reference of a defense's paper.",

@@ -99,7 +99,7 @@ def run_case(
             max_length=settings.max_length,
             progress=progress,
         )
-        row = Row(name, measured, seconds, detection(run.outcome, case), run)
+        row = Row(name, measured, seconds, detection(run.outcome, case.train, case.key), run)
         rows.append(row)
         on_row(row)
     return rows
@@ -119,12 +119,12 @@ def _train(case: Case, choice: Any, model: str, settings: Settings, progress: Pr
     return defend(model, case.train, defense=choice, settings=settings, progress=progress)
 
 
-def detection(outcome: Outcome, case: Case) -> dict[str, float | None]:
+def detection(outcome: Outcome, train: Data, key: PoisonKey) -> dict[str, float | None]:
     """Return how well an outcome's suspicion, flags and isolated rows agree with the key; empty without suspicion."""
     if outcome.suspicion is None:
         return {}
-    poisoned = case.key.for_ids(case.train.sample_ids)
-    flagged = np.isin(case.train.sample_ids, outcome.flagged)
+    poisoned = key.for_ids(train.sample_ids)
+    flagged = np.isin(train.sample_ids, outcome.flagged)
     numbers = detection_metrics(outcome.suspicion, flagged, poisoned)
     at_one_percent = max(1, len(poisoned) // 100)
     return {
@@ -134,7 +134,6 @@ def detection(outcome: Outcome, case: Case) -> dict[str, float | None]:
         "flagged": float(flagged.sum()),
         "flagged_precision": numbers["precision"],
         "flagged_recall": numbers["tpr"],
-        "isolated_precision": float(case.key.for_ids(outcome.isolated).mean())
-        if len(outcome.isolated)
-        else None,
+        "flagged_fpr": numbers["fpr"],
+        "isolated_precision": float(key.for_ids(outcome.isolated).mean()) if len(outcome.isolated) else None,
     }

@@ -1,0 +1,66 @@
+"""``asepsis bench defenses``: a declared grid of defenses and attacks, cell by cell, and its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def bench_defenses(
+    *,
+    grid: Annotated[
+        Path, typer.Argument(metavar="GRID", help="YAML: model, data, attacks, defenses, seeds.")
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Folder of the cells; those that are there are not run again.")
+    ],
+    data: Annotated[Path | None, typer.Option(help="Folder of the files that the grid names.")] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option(help="Where the controls' models are kept; by default in the output folder."),
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only these defenses or attacks.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Only these seeds.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Write the Markdown here as well.")] = None,
+    render_only: Annotated[
+        bool, typer.Option("--render", help="Run nothing; make the table of what is there.")
+    ] = False,
+) -> None:
+    """Run a grid of defenses against attacks, each beside its controls, and print its table."""
+    from asepsis.cli._outputs import check_folders
+    from asepsis.errors import ConfigError
+    from asepsis.evaluation.grid import read_grid, render, run_grid
+    from asepsis.training.checkpoint import write_whole
+
+    check_folders(table)
+    declared = read_grid(grid)
+    named = set(only or ())
+    if unknown := sorted(named - set(declared.defenses) - set(declared.attacks)):
+        raise ConfigError(f"--only: the grid has no {', '.join(unknown)}")
+    if not render_only:
+        run_grid(
+            declared,
+            output,
+            data=data,
+            models=models,
+            defenses=(named & set(declared.defenses)) or None,
+            attacks=(named & set(declared.attacks)) or None,
+            seeds=seed or None,
+            on_cell=_say,
+        )
+    text = render(declared, output)
+    if table is not None:
+        write_whole(table, text)
+    typer.echo(text)
+
+
+def _say(row: dict[str, Any], seconds: float) -> None:
+    name = f"{row['defense']}, {row['attack']}, seed {row['seed']}"
+    if "error" in row:
+        typer.echo(f"{name}: {row['error']}", err=True)
+        return
+    success = row["attack_success_rate"]
+    asr = "" if success is None else f" ASR {success['value']:.3f}"
+    typer.echo(f"{name}: CACC {row['clean_accuracy']['value']:.3f}{asr} ({seconds:.0f} s)", err=True)

@@ -1,0 +1,139 @@
+"""The rows of a cell: what a defender has, and the tests, which are opened once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from asepsis.data import Data, demo_rows, read, read_rows
+from asepsis.errors import ConfigError, DataError
+from asepsis.evaluation.attacks.spec import ATTACKS
+from asepsis.evaluation.key import PoisonKey
+
+if TYPE_CHECKING:
+    from asepsis.evaluation.grid.plan import Cell, Grid
+
+_PACKAGED = 8000  # rows of the packaged text that are drawn from, of 8,500
+
+
+@dataclass
+class Tests:
+    """Clean and triggered test rows. They are read when a cell has been trained, and only then.
+
+    Raises
+    ------
+    DataError
+        On a second opening: whoever looks twice can choose.
+    """
+
+    grid: Grid
+    folder: Path | None
+    cell: Cell
+    _opened: bool = field(default=False, init=False)
+
+    def open(self) -> tuple[Data, Data | None]:
+        """Return the clean rows, and the triggered ones where the cell's attack has any."""
+        if self._opened:
+            raise DataError(
+                f"the test rows of {self.cell.file} were opened before; they are measured on once"
+            )
+        self._opened = True
+        test = _clean(self.grid, self.folder, "test", self.cell.seed)
+        declared = self.grid.attacks[self.cell.attack]
+        triggered = None
+        if "triggered" in declared:
+            triggered = read(_path(self.folder, declared["triggered"]), n_classes=test.n_classes)
+        elif declared:
+            triggered = _attack(self.grid, declared).trigger(test, seed=1000 + self.cell.seed)
+        limit = self.grid.test_rows
+        first = [
+            None if rows is None else rows.select(range(min(limit or len(rows), len(rows))))
+            for rows in (test, triggered)
+        ]
+        assert first[0] is not None
+        return first[0], first[1]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a cell is made from. ``key`` is for the evaluation alone.
+
+    Attributes
+    ----------
+    train : Data
+        The untrusted rows.
+    key : PoisonKey
+    clean : Data
+        The defender's trusted rows.
+    sound : Data
+        The training rows of this seed before any poison, for the clean-only control.
+    tests : Tests
+    """
+
+    train: Data
+    key: PoisonKey
+    clean: Data
+    sound: Data
+    tests: Tests
+
+
+def sources(grid: Grid, folder: Path | None, cell: Cell) -> Sources:
+    """Return the rows of a cell; everything is decided by the grid and the cell's seed."""
+    whole, declared = _clean(grid, folder, "train", cell.seed), grid.attacks[cell.attack]
+    sound = whole.select(drawn(len(whole), grid.rows, cell.seed))
+    if "train" in declared:
+        path = _path(folder, declared["train"])
+        released = read(path, n_classes=whole.n_classes)
+        poisoned = np.array([str(row.get("poisoned")) in ("1", "True", "true") for row in read_rows(path)])
+        train = released.select(drawn(len(released), grid.rows, cell.seed))
+        key = PoisonKey(released.sample_ids, poisoned)
+    elif declared:
+        train, key = _attack(grid, declared).poison(sound, seed=cell.seed)
+    else:
+        train, key = sound, PoisonKey(sound.sample_ids, np.zeros(len(sound), bool))
+    dev = _clean(grid, folder, "dev", cell.seed)
+    clean = dev.select(drawn(len(dev), grid.clean_rows, 1000 + cell.seed))
+    return Sources(train, key, clean, sound, Tests(grid, folder, cell))
+
+
+def drawn(n: int, rows: int, seed: int) -> NDArray[np.int64]:
+    """Return the positions that a seed draws, in order.
+
+    Raises
+    ------
+    ConfigError
+        There are not as many.
+    """
+    if rows > n:
+        raise ConfigError(f"{rows} rows are to be drawn, and there are {n}")
+    return np.sort(np.random.default_rng(seed).permutation(n)[:rows])
+
+
+def _attack(grid: Grid, declared: Mapping[str, Any]) -> Any:
+    settings = {key: value for key, value in declared.items() if key != "attack"}
+    kind = ATTACKS[declared["attack"]]
+    return kind.from_dict({"name": declared["attack"], "target_label": grid.target_label, **settings})
+
+
+def _clean(grid: Grid, folder: Path | None, part: str, seed: int) -> Data:
+    if isinstance(grid.data, Mapping):
+        return read(_path(folder, grid.data[part]))
+    # one cut of the packaged rows for all seeds: what one seed trains on is no other's test
+    train, rest = demo_rows(_PACKAGED // 2, _PACKAGED // 2, seed=0)
+    half = len(rest) // 2
+    return {
+        "train": train,
+        "dev": rest.select(range(half)),
+        "test": rest.select(range(half, len(rest))),
+    }[part]
+
+
+def _path(folder: Path | None, name: str) -> Path:
+    if folder is None:
+        raise ConfigError(f"the grid names the file {name}; give the folder it lies in: --data FOLDER")
+    return folder / name

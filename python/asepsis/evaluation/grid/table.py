@@ -1,0 +1,108 @@
+"""The page made from a grid's cells. What was not run is blank, and counted; what could not act says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from asepsis.evaluation.grid.plan import Cell, Grid
+from asepsis.evaluation.metrics import mean_interval
+
+_HEAD = (
+    "defense",
+    "seeds",
+    "CACC",
+    "ASR",
+    "AUROC",
+    "TPR at 1 % FPR",
+    "flagged of the clean",
+    "time",
+    "memory",
+)
+_NOTE = (
+    "Mean over seeds and half the width of its 95 % t-interval. The floor under every ASR is that of `clean-only`. AUROC and TPR are "
+    "of training rows, or, marked (i), of inputs; *flagged of the clean* is the share of clean rows or inputs flagged. Time and "
+    "memory are multiples of `none`."
+)
+
+
+def render(grid: Grid, cells: str | Path) -> str:
+    """Return the Markdown of a grid: a table per attack, and how many of its cells were run.
+
+    Parameters
+    ----------
+    cells : path
+        The folder :func:`~asepsis.evaluation.grid.run_grid` wrote.
+    """
+    found: dict[Cell, dict[str, Any]] = {}
+    for cell in grid.cells():
+        path = Path(cells) / cell.file
+        if path.exists():
+            found[cell] = json.loads(path.read_text(encoding="utf-8"))
+    total = sum(1 for _ in grid.cells())
+    failed = sum("error" in row for row in found.values())
+    lines = [
+        f"{len(found)} of {total} cells were run; {total - len(found)} are blank; in {failed} the defense could not act.",
+        "",
+        _NOTE,
+    ]
+    for attack in grid.attacks:
+        lines += ["", f"### {attack}", "", f"| {' | '.join(_HEAD)} |", "|---" * len(_HEAD) + "|"]
+        for defense in grid.defenses:
+            rows = {
+                cell.seed: row
+                for cell, row in found.items()
+                if (cell.attack, cell.defense) == (attack, defense)
+            }
+            none = {c.seed: row for c, row in found.items() if (c.attack, c.defense) == (attack, "none")}
+            lines.append(_line(defense, rows, none))
+    if errors := sorted({(c.defense, c.attack, row["error"]) for c, row in found.items() if "error" in row}):
+        lines += ["", "Could not act:", ""]
+        lines += [f"* {defense} on {attack}: {error}" for defense, attack, error in errors]
+    return "\n".join(lines) + "\n"
+
+
+def _line(defense: str, rows: dict[int, dict[str, Any]], none: dict[int, dict[str, Any]]) -> str:
+    acted = {seed: row for seed, row in rows.items() if "error" not in row}
+    inert = f" ({len(rows) - len(acted)} could not act)" if len(acted) < len(rows) else ""
+    mark = " (i)" if any((row.get("detection") or {}).get("of") == "inputs" for row in acted.values()) else ""
+
+    def over(get: Callable[[dict[str, Any]], Any]) -> str:
+        values = [get(row) for row in acted.values()]
+        return spread([float(value) for value in values if value is not None])
+
+    def found(*names: str) -> str:
+        text = over(
+            lambda row: next(
+                (d[n] for n in names if (d := row.get("detection") or {}).get(n) is not None), None
+            )
+        )
+        return text + mark if text else ""
+
+    def times(name: str) -> str:
+        pairs = [(row.get(name), none.get(seed, {}).get(name)) for seed, row in acted.items()]
+        ratios = [a / b for a, b in pairs if a and b]
+        return f"{sum(ratios) / len(ratios):.1f} x" if ratios and defense != "none" else ""
+
+    columns = [
+        defense,
+        f"{len(acted)}{inert}" if rows else "",
+        over(lambda row: row["clean_accuracy"]["value"]),
+        over(lambda row: (row["attack_success_rate"] or {}).get("value")),
+        found("auroc"),
+        found("tpr_at_1_fpr"),
+        found("flagged_fpr", "clean_flag_rate"),
+        times("seconds"),
+        times("peak_bytes"),
+    ]
+    return f"| {' | '.join(columns)} |"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the mean and half the width of its 95 % interval; the value alone where there is one."""
+    if len(values) < 2:
+        return f"{values[0]:.3f}" if values else ""
+    mean, low, high = mean_interval(values)
+    return f"{mean:.3f} ± {(high - low) / 2:.3f}"

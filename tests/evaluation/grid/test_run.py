@@ -1,0 +1,163 @@
+"""Cells train with what a defender has, open the tests once, and are not run twice."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from asepsis.data import Data
+from asepsis.errors import ConfigError, DataError
+from asepsis.evaluation.grid import Cell, read_grid, render, run_grid
+from asepsis.evaluation.grid import run as running
+from asepsis.evaluation.grid.memory import Peak
+from asepsis.evaluation.grid.sources import drawn, sources
+from asepsis.testing import tiny_classifier, tiny_rows
+
+SETTINGS = {"max_steps": 3, "batch_size": 8, "device": "cpu", "precision": "fp32", "max_length": 32}
+
+
+def written(path, data: Data, poisoned=()):
+    rows = [
+        {"text": text, "label": int(label), "poisoned": int(at in poisoned)}
+        for at, (text, label) in enumerate(zip(data.texts, data.labels, strict=True))
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grid")
+    for part, (n, seed) in {"train": (60, 0), "dev": (60, 1), "test": (24, 2), "triggered": (10, 3)}.items():
+        written(folder / f"{part}.jsonl", tiny_rows(n, seed))
+    written(folder / "released.jsonl", tiny_rows(60, 4), poisoned=range(0, 60, 6))
+    for part in tiny_classifier(0):
+        part.save_pretrained(folder / "model")
+    return folder
+
+
+def grid_of(place, **change):
+    return read_grid(
+        {
+            "model": str(place / "model"),
+            "data": {"train": "train.jsonl", "dev": "dev.jsonl", "test": "test.jsonl"},
+            "attacks": {
+                "badnets": {"attack": "badnets", "poison_rate": 0.2},
+                "released": {"train": "released.jsonl", "triggered": "triggered.jsonl"},
+                "clean": {},
+            },
+            "defenses": {"none": {}, "clean-only": {}, "zscore": {"bar": 2.0}},
+            "seeds": [0],
+            "rows": 48,
+            "clean_rows": 40,
+            "settings": SETTINGS,
+            **change,
+        }
+    )
+
+
+def test_every_cell_has_its_numbers_and_is_not_run_again(place, tmp_path, monkeypatch):
+    grid, told = grid_of(place), []
+    written = run_grid(grid, tmp_path, data=place, on_cell=lambda row, _: told.append(row))
+    assert len(written) == len(told) == 9
+    cells = {(row["attack"], row["defense"]): row for row in told}
+    assert cells["badnets", "none"]["attack_success_rate"]["n"] == 12
+    assert cells["released", "none"]["attack_success_rate"]["n"] == 10
+    assert cells["clean", "none"]["attack_success_rate"] is None
+    assert [cells[a, "none"]["poisoned_rows"] for a in ("badnets", "clean")] == [10, 0]
+    assert cells["badnets", "zscore"]["detection"]["of"] == "training rows"
+    assert cells["badnets", "none"]["detection"] is None
+    # one clean-only model answers every attack's rows
+    same = [cells[attack, "clean-only"]["clean_accuracy"] for attack in grid.attacks]
+    assert same[0] == same[1] == same[2]
+    assert not any(str(place) in path.read_text().replace(str(place / "model"), "") for path in written)
+    monkeypatch.setattr(running, "_measured", lambda *_: pytest.fail("ran again"))
+    assert run_grid(grid, tmp_path, data=place) == []
+
+
+def test_only_what_is_asked_for_is_run_and_the_rest_is_counted_as_blank(place, tmp_path):
+    grid = grid_of(place)
+    run_grid(grid, tmp_path, data=place, attacks={"badnets"}, defenses={"none"})
+    assert [path.name for path in tmp_path.glob("*.json")] == ["none--badnets--seed0.json"]
+    page = render(grid, tmp_path)
+    assert page.startswith("1 of 9 cells were run; 8 are blank; in 0 the defense could not act.")
+    assert "| zscore |  |  |  |" in page
+
+
+def test_a_defense_that_cannot_act_is_a_result(place, tmp_path):
+    grid = grid_of(place, defenses={"none": {}, "zscore": {"bar": -100.0}}, attacks={"clean": {}})
+    run_grid(grid, tmp_path, data=place)
+    row = json.loads((tmp_path / "zscore--clean--seed0.json").read_text())
+    assert row["error"].startswith("DefenseInert: every row holds a word")
+    page = render(grid, tmp_path)
+    assert "in 1 the defense could not act" in page and "0 (1 could not act)" in page
+    assert "* zscore on clean: DefenseInert" in page
+
+
+def test_weights_are_repaired_and_guards_fitted_on_the_undefended_model(place, tmp_path):
+    grid = grid_of(
+        place,
+        defenses={"epur": {"top_k": 2}, "confidence": {}, "clean-tuning": {"epochs": 1}, "lora": {}},
+        attacks={"badnets": {"attack": "badnets", "poison_rate": 0.2}},
+        settings={**SETTINGS, "max_steps": None, "epochs": 1},
+    )
+    run_grid(grid, tmp_path, data=place)
+    cells = {path.name.split("--")[0]: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert set(cells) == set(grid.defenses)
+    assert not any("error" in cell for cell in cells.values()), cells
+    assert cells["confidence"]["detection"]["of"] == "inputs"
+    assert cells["confidence"]["detection"]["auroc"] is not None
+    # made once, for all four that start from it
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["none--badnets--seed0"]
+    assert "0.5 x" in (page := render(grid, tmp_path)) or "(i)" in page
+
+
+def test_the_tests_are_opened_once(place):
+    found = sources(grid_of(place), place, Cell("badnets", "none", 0))
+    test, triggered = found.tests.open()
+    assert triggered is not None and len(test) == 24
+    with pytest.raises(DataError, match="opened before"):
+        found.tests.open()
+
+
+def test_training_reads_no_test_file(place, tmp_path, monkeypatch):
+    opened = []
+    real = running.sources
+
+    def watched(*arguments):
+        found = real(*arguments)
+        monkeypatch.setattr(
+            found.tests, "open", lambda: opened.append(1) or pytest.fail("opened while training")
+        )
+        return found
+
+    monkeypatch.setattr(running, "sources", watched)
+    monkeypatch.setattr(running, "_numbers", lambda *_: {})
+    run_grid(grid_of(place), tmp_path, data=place, attacks={"badnets"}, defenses={"none", "zscore"})
+    assert opened == []
+
+
+def test_files_without_a_folder_and_too_few_rows_are_refused(place):
+    with pytest.raises(ConfigError, match="--data FOLDER"):
+        sources(grid_of(place), None, Cell("badnets", "none", 0))
+    with pytest.raises(ConfigError, match="100 rows are to be drawn, and there are 60"):
+        sources(grid_of(place, rows=100), place, Cell("badnets", "none", 0))
+
+
+def test_a_seed_draws_the_same_rows_again():
+    assert drawn(50, 10, 3).tolist() == drawn(50, 10, 3).tolist() != drawn(50, 10, 4).tolist()
+
+
+def test_the_peak_holds_what_was_allocated_inside_and_not_before():
+    import numpy as np
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("measures the GPU here")
+    np.ones(40_000_000)  # 320 MB, gone again
+    with Peak() as small:
+        pass
+    with Peak() as large:
+        np.ones(20_000_000)
+    assert small.bytes is not None and large.bytes is not None
+    assert 100e6 < large.bytes - small.bytes < 250e6
