@@ -10,6 +10,7 @@ last; per-sample results are ``[B]`` float32.
 
 from __future__ import annotations
 
+from asepsis.kernels._calibration import use as use_calibration
 from asepsis.kernels._dispatch import Backend
 from asepsis.kernels._matrices import Stored
 from asepsis.kernels._moments import RowStats
@@ -42,4 +43,5 @@ __all__ = [
     "multiscale_lora",
     "row_stats",
     "sample_loss",
+    "use_calibration",
 ]

@@ -17,6 +17,7 @@ positions is summed in float32. The reference rounds logits to that dtype as a l
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from asepsis.errors import DataError
-from asepsis.kernels._dispatch import Backend, Path, no_triton, select
+from asepsis.kernels import _calibration
+from asepsis.kernels._dispatch import Backend, no_triton, select
 
 _CHUNK_ELEMENTS = 1 << 24  # 64 MiB of float32 logits at a time
 
@@ -110,8 +112,9 @@ def linear_sample_loss(
     ignore_index
         Label of the positions that do not count.
     backend
-        ``"triton"`` runs on NVIDIA GPUs, ``"auto"`` takes it for 16-bit products. The reference holds the logits of as
-        many positions as fit 64 MiB in float32, forward and backward.
+        ``"triton"`` runs on NVIDIA GPUs, ``"auto"`` takes it where it was measured on this GPU to be no slower than torch.
+        The reference bounds memory too: it holds the logits of as many positions as fit 64 MiB in float32, forward and
+        backward.
 
     Returns
     -------
@@ -138,10 +141,10 @@ def linear_sample_loss(
     refusal = no_triton(hidden, weight, labels, bias)
     if refusal is None and dtype not in (torch.float32, torch.float16, torch.bfloat16):
         refusal = f"the products are {dtype}, it takes float32, float16 and bfloat16"
-    # matrix units take 16 bits; products in float32 proper come from the vector units there as anywhere
-    order: tuple[Path, ...] = ("reference", "triton") if dtype == torch.float32 else ("triton", "reference")
-    paths: dict[Path, str | None] = {"triton": refusal, "reference": None}
-    path = select("linear_sample_loss", backend, {name: paths[name] for name in order})
+    if refusal is None and backend == "auto":
+        sizes = math.prod(hidden.shape[:-1]), hidden.shape[-1], len(weight)
+        refusal = _calibration.refusal("linear_sample_loss", dtype, hidden.device, *sizes)
+    path = select("linear_sample_loss", backend, {"triton": refusal, "reference": None})
 
     flat = hidden.to(dtype).reshape(-1, hidden.shape[-1]).contiguous()
     wanted = labels.long().reshape(-1).contiguous()
