@@ -42,6 +42,9 @@ class FusedModule:
         Its active adapters.
     rank : int
         Of all of them together.
+    base : {"read", "called"}
+        Whether its base's weight is read, or the base is called with its hooks and its own way to unpack a quantized weight,
+        and the adapters are added to what it gives.
     """
 
     name: str
@@ -49,6 +52,7 @@ class FusedModule:
     reason: str
     adapters: tuple[str, ...] = ()
     rank: int = 0
+    base: Literal["read", "called"] = "read"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,8 @@ class FuseReport:
         lines = [f"{len(self.fused)} of {len(self.modules)} modules are fused"]
         groups: dict[tuple[str, str], list[str]] = {}
         for module in self.modules:
-            groups.setdefault((module.path, module.reason), []).append(module.name)
+            called = ", base called" if module.base == "called" and module.path != "peft" else ""
+            groups.setdefault((module.path + called, module.reason), []).append(module.name)
         for (path, reason), names in groups.items():
             because = f": {reason}" if reason else ""
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -177,7 +182,10 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     scale = settings.scale(layer, names, x.device)
     base = layer.base_layer
     if not _readable(base):
-        return multiscale_lora(x, None, None, lora_a, lora_b, scale, base_output=base(x), **more)
+        out = base(x)
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(out.dtype)  # what PEFT gives has the dtype of the base's output
+        return multiscale_lora(x, None, None, lora_a, lora_b, scale, base_output=out, **more)
     weight = base.weight.t() if _is_conv1d(base) else base.weight
     return multiscale_lora(x, weight, base.bias, lora_a, lora_b, scale, **more)
 
@@ -210,7 +218,8 @@ def _describe(name: str, layer: Any, reason: str | None, dropout: Dropout) -> Fu
     path: Path = "fused" if training is None else "fused in evaluation"
     names = _active(layer)
     rank = sum(len(layer.lora_A[n].weight) for n in names)
-    return FusedModule(name=name, path=path, reason=training or "", adapters=names, rank=rank)
+    base: Literal["read", "called"] = "read" if _readable(layer.base_layer) else "called"
+    return FusedModule(name=name, path=path, reason=training or "", adapters=names, rank=rank, base=base)
 
 
 def _active(layer: Any) -> tuple[str, ...]:
@@ -224,7 +233,7 @@ def _never(layer: Any) -> str | None:
 
     if "forward" in layer.__dict__:
         return "something else has replaced this layer's forward (hooks that move weights do)"
-    if type(layer) is not Linear:
+    if type(layer) is not Linear and not _quantized(layer):
         kind = type(layer).__name__
         known = {
             "Embedding": "a lookup is no product",
@@ -234,8 +243,14 @@ def _never(layer: Any) -> str | None:
             "MultiheadAttention": "it merges its adapters in every pass",
             "ParamWrapper": "it adapts a parameter of its parent",
         }
-        return f"LoRA {kind}: {known.get(kind, 'its forward is its own, quantized layers of this kind are not covered')}"
+        return f"LoRA {kind}: {known.get(kind, 'its forward is its own, quantized layers of this kind were not tried')}"
     return None
+
+
+def _quantized(layer: Any) -> bool:
+    """Whether this is PEFT's layer over one of bitsandbytes': its adapters are added to what the base gives, as elsewhere."""
+    kind = type(layer)
+    return kind.__module__ == "peft.tuners.lora.bnb" and kind.__name__ in ("Linear4bit", "Linear8bitLt")
 
 
 def _not_now(layer: Any, dropout: Dropout, *, training: bool) -> str | None:
@@ -273,12 +288,12 @@ def _dropout_of(layer: Any, names: tuple[str, ...]) -> list[float]:
 
 
 def _fits(layer: Any, x: Tensor) -> bool:
-    """Whether the base would take this input as it is: else PEFT's way, with its casts and its errors."""
+    """Whether a base that is read would take this input as it is: else PEFT's way, with its casts and its errors."""
     if not x.is_floating_point() or not layer.cast_input_dtype_enabled:
         return False
-    return torch.is_autocast_enabled(x.device.type) or x.dtype == getattr(
-        layer.base_layer.weight, "dtype", None
-    )
+    base = layer.base_layer
+    # one that is called says itself what it takes: the dtype of a packed weight means nothing
+    return torch.is_autocast_enabled(x.device.type) or not _readable(base) or x.dtype == base.weight.dtype
 
 
 def _plain_linear(module: nn.Module) -> bool:
