@@ -22,6 +22,7 @@ from asepsis.kernels.gradient_alignment import (
     Rule,
     gradient_alignment,
 )
+from asepsis.kernels.grouped_lora import GroupedLayer, grouped_lora
 from asepsis.kernels.mixing import mix
 from asepsis.kernels.multiscale_lora import SetAside, multiscale_lora
 from asepsis.kernels.row_stats import row_stats
@@ -31,6 +32,7 @@ __all__ = [
     "AlignmentStats",
     "Backend",
     "Granularity",
+    "GroupedLayer",
     "RowStats",
     "Rule",
     "Segments",
@@ -38,6 +40,7 @@ __all__ = [
     "Stored",
     "bottom_k",
     "gradient_alignment",
+    "grouped_lora",
     "linear_sample_loss",
     "mix",
     "multiscale_lora",

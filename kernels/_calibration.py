@@ -42,14 +42,14 @@ class Operation:
     ways: frozenset[str] = frozenset({"triton"})
 
 
-_LORA = Operation(
-    sizes=("rows", "inputs", "outputs", "rank"),
-    directions=frozenset({"forward", "backward"}),
-    ways=frozenset({"fused", "accumulate"}),
-)
 OPERATIONS: Mapping[str, Operation] = {
-    "multiscale_lora": _LORA,
-    "grouped_lora": _LORA,  # outputs and ranks of all layers together
+    "multiscale_lora": Operation(
+        sizes=("rows", "inputs", "outputs", "rank"),
+        directions=frozenset({"forward", "backward"}),
+        ways=frozenset({"fused", "accumulate"}),
+    ),
+    # outputs and ranks of all layers together
+    "grouped_lora": Operation(sizes=("rows", "inputs", "outputs", "rank"), directions=frozenset({"both"})),
     "gradient_alignment": Operation(sizes=("elements",), directions=frozenset({"update"})),
     "linear_sample_loss": Operation(
         sizes=("positions", "width", "classes"),

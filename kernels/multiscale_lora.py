@@ -158,8 +158,16 @@ def _triton(
     return out
 
 
-def _no_triton(tensors: tuple[Tensor | None, ...], dtype: torch.dtype, backend: Backend) -> str | None:
-    """Return why the Triton path cannot run or, under ``"auto"``, why torch is taken instead."""
+def _no_triton(
+    tensors: tuple[Tensor | None, ...],
+    dtype: torch.dtype,
+    backend: Backend,
+    of: tuple[str, int, int] | None = None,
+) -> str | None:
+    """Return why the Triton path cannot run or, under ``"auto"``, why torch is taken instead.
+
+    ``of`` names the operation and its out features and rank, where they are not those of these tensors.
+    """
     x, _, _, lora_a, lora_b, _ = tensors
     assert x is not None
     assert lora_a is not None
@@ -177,8 +185,9 @@ def _no_triton(tensors: tuple[Tensor | None, ...], dtype: torch.dtype, backend: 
     if 0 in (x.shape[-1], *lora_b.shape):
         return "there are no features or no rank"
     if backend == "auto":
-        sizes = math.prod(x.shape[:-1]), x.shape[-1], *lora_b.shape
-        return _calibration.refusal("multiscale_lora", dtype, x.device, *sizes)
+        operation, *widths = of or ("multiscale_lora", *lora_b.shape)
+        rows = math.prod(x.shape[:-1])
+        return _calibration.refusal(operation, dtype, x.device, rows, x.shape[-1], *widths)
     return None
 
 
