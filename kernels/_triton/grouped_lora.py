@@ -133,10 +133,12 @@ def _blocks(narrow: Tensor, downs: Sequence[Tensor]) -> Sequence[Tensor]:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, bases, downs, ups, weights, _, scales = inputs
-    _, _, needs_a, needs_b, *_ = ctx.needs_input_grad
+    # flat here, by list only in backward
+    first, n = 1 + len(bases), len(downs)
+    needs_a, needs_b = ctx.needs_input_grad[first : first + n], ctx.needs_input_grad[first + n : first + 2 * n]
     ctx.mark_non_differentiable(output[-1])
     ctx.set_materialize_grads(False)
-    ctx.counts = len(bases), len(downs), len(weights)
+    ctx.counts = len(bases), n, len(weights)
     kept = x if any(needs_a) else None, output[-1] if any(needs_b) else None
     ctx.save_for_backward(*kept, *downs, *ups, *weights, *scales)
     ctx.rows = len(x)
