@@ -10,6 +10,7 @@ last; per-sample results are ``[B]`` float32.
 
 from __future__ import annotations
 
+from asepsis.kernels._calibration import use as use_calibration
 from asepsis.kernels._dispatch import Backend
 from asepsis.kernels._matrices import Stored
 from asepsis.kernels._moments import RowStats
@@ -21,6 +22,7 @@ from asepsis.kernels.gradient_alignment import (
     Rule,
     gradient_alignment,
 )
+from asepsis.kernels.grouped_lora import GroupedLayer, grouped_lora
 from asepsis.kernels.mixing import mix
 from asepsis.kernels.multiscale_lora import SetAside, multiscale_lora
 from asepsis.kernels.row_stats import row_stats
@@ -30,6 +32,7 @@ __all__ = [
     "AlignmentStats",
     "Backend",
     "Granularity",
+    "GroupedLayer",
     "RowStats",
     "Rule",
     "Segments",
@@ -37,9 +40,11 @@ __all__ = [
     "Stored",
     "bottom_k",
     "gradient_alignment",
+    "grouped_lora",
     "linear_sample_loss",
     "mix",
     "multiscale_lora",
     "row_stats",
     "sample_loss",
+    "use_calibration",
 ]

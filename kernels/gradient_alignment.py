@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from asepsis.errors import ConfigError, DataError
+from asepsis.kernels import _calibration
 from asepsis.kernels._dispatch import Backend, no_triton, select
 from asepsis.kernels._segments import Segments
 
@@ -102,7 +103,8 @@ def gradient_alignment(
     granularity
         ``"tensor"`` aligns each tensor with its own reference (the paper), ``"global"`` all of them as one vector.
     backend
-        ``"triton"`` runs on NVIDIA GPUs, for float32: three launches and no temporary of the arenas' size.
+        ``"triton"`` runs on NVIDIA GPUs, for float32: three launches and no temporary of the arenas' size. ``"auto"`` takes
+        it where it was measured on this GPU to be no slower than torch.
 
     Returns
     -------
@@ -123,6 +125,8 @@ def gradient_alignment(
     refusal = no_triton(grads, reference)
     if refusal is None and grads.dtype != torch.float32:
         refusal = f"the arenas are {grads.dtype}, it takes float32"
+    if refusal is None and backend == "auto":
+        refusal = _calibration.refusal("gradient_alignment", grads.dtype, grads.device, len(grads))
     options = (raw_weight, raw_weight_below, reference_loss, min_reference_loss, min_reference_norm)
     if select("gradient_alignment", backend, {"triton": refusal, "reference": None}) == "triton":
         from asepsis.kernels._triton.gradient_alignment import align

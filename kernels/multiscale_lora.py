@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from asepsis.errors import ConfigError, DataError
-from asepsis.kernels import _dropout
+from asepsis.kernels import _calibration, _dropout
 from asepsis.kernels._dispatch import Backend, no_triton, select
 
 
@@ -101,8 +100,8 @@ def multiscale_lora(
     seed
         0-dim int64 on x's device: equal seeds drop equal elements. Wanted with ``dropout``, not read without.
     backend
-        ``"triton"`` runs on NVIDIA GPUs in float32, float16 and bfloat16. ``"auto"`` takes it where its own table or model
-        (:mod:`asepsis.kernels._triton._routes`) expects it to be faster than torch, which is ``"reference"``.
+        ``"triton"`` runs on NVIDIA GPUs in float32, float16 and bfloat16. ``"auto"`` takes it where it was measured on this
+        GPU to be no slower than torch, which is ``"reference"``; dropout is decided as without: the mask costs torch more.
 
     Returns
     -------
@@ -123,7 +122,7 @@ def multiscale_lora(
     _check_dropout(x, dropout, seed)
     dtype = _compute_dtype(x)
     tensors = (x, weight, bias, lora_a, lora_b, scale)
-    refusal = _no_triton(tensors, dtype, dropout, backend)
+    refusal = _no_triton(tensors, dtype, backend)
     path = select("multiscale_lora", backend, {"triton": refusal, "reference": None})
     rows = x.to(dtype).reshape(math.prod(x.shape[:-1]), x.shape[-1])
     if base_output is not None:
@@ -135,19 +134,6 @@ def multiscale_lora(
             rows, base_output, lora_a, lora_b, weight, bias, scale, set_aside, dropout, seed
         )
     return out.view(*x.shape[:-1], len(lora_b))
-
-
-def use_calibration(path: str | Path) -> None:
-    """Let a calibration that ``make bench-gpu`` wrote choose the ways of layers on a GPU, in this process from now on.
-
-    Raises
-    ------
-    ConfigError
-        The file cannot be read or is no calibration.
-    """
-    from asepsis.kernels._triton import _routes
-
-    _routes.use(path)
 
 
 def _triton(
@@ -173,9 +159,15 @@ def _triton(
 
 
 def _no_triton(
-    tensors: tuple[Tensor | None, ...], dtype: torch.dtype, dropout: float, backend: Backend
+    tensors: tuple[Tensor | None, ...],
+    dtype: torch.dtype,
+    backend: Backend,
+    of: tuple[str, int, int] | None = None,
 ) -> str | None:
-    """Return why the Triton path cannot run or, under ``"auto"``, why torch alone is expected to be faster."""
+    """Return why the Triton path cannot run or, under ``"auto"``, why torch is taken instead.
+
+    ``of`` names the operation and its out features and rank, where they are not those of these tensors.
+    """
     x, _, _, lora_a, lora_b, _ = tensors
     assert x is not None
     assert lora_a is not None
@@ -193,10 +185,9 @@ def _no_triton(
     if 0 in (x.shape[-1], *lora_b.shape):
         return "there are no features or no rank"
     if backend == "auto":
-        from asepsis.kernels._triton import _routes
-
-        layer = _routes.layer_of(x, dtype, lora_a, lora_b, dropout=dropout > 0)
-        return _routes.model_refusal(layer) if tracing else _routes.plan(layer).refusal
+        operation, *widths = of or ("multiscale_lora", *lora_b.shape)
+        rows = math.prod(x.shape[:-1])
+        return _calibration.refusal(operation, dtype, x.device, rows, x.shape[-1], *widths)
     return None
 
 

@@ -4,7 +4,8 @@ Contract: for row ``b``, ``total[b] = sum_t -log softmax(float32(logits[b, t]))[
 positions whose label is not ``ignore_index``, and ``count[b]`` is how many these are. Both are returned,
 since a sum and a count give every mean but a mean gives no sum. Labels are used as they stand: for a causal
 model the caller has shifted them. The upcast comes first because bf16 logits quantize small losses into a few
-hundred values, full of exact ties.
+hundred values, full of exact ties. Where rows hold several samples packed together, ``segments`` say which position is
+whose, and the sums are by sample (:mod:`asepsis.kernels._packed`).
 
 :func:`linear_sample_loss` is the same of ``logits = hidden W^T + bias``, which are never there all at once: with
 
@@ -17,6 +18,7 @@ positions is summed in float32. The reference rounds logits to that dtype as a l
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,13 +27,20 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from asepsis.errors import DataError
-from asepsis.kernels._dispatch import Backend, Path, no_triton, select
+from asepsis.kernels import _calibration, _packed
+from asepsis.kernels._dispatch import Backend, no_triton, select
 
 _CHUNK_ELEMENTS = 1 << 24  # 64 MiB of float32 logits at a time
 
 
 def sample_loss(
-    logits: Tensor, labels: Tensor, *, ignore_index: int = -100, backend: Backend = "auto"
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = -100,
+    segments: Tensor | None = None,
+    n_segments: int | None = None,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Sum of float32 cross-entropy per sample, and the number of positions in the sum. Differentiable.
 
@@ -43,6 +52,9 @@ def sample_loss(
         ``[B]`` or ``[B, T]`` integer classes, already shifted to stand at the position that predicts them.
     ignore_index
         Label of the positions that do not count.
+    segments, n_segments
+        For packed rows: integers like labels, the sample of each position from 0 to ``n_segments - 1`` or negative for none,
+        and how many samples there are. A number beyond makes every total NaN.
     backend
         ``"reference"`` is the only path there is. Three-dimensional logits are upcast a slice of positions at
         a time, so without gradients no whole float32 copy exists.
@@ -50,14 +62,16 @@ def sample_loss(
     Returns
     -------
     total : Tensor
-        ``[B]`` float32; 0 for a sample with no position that counts.
+        ``[B]`` float32, or ``[n_segments]``; 0 for a sample with no position that counts.
     count : Tensor
-        ``[B]`` int64.
+        ``[B]`` or ``[n_segments]`` int64.
 
     Raises
     ------
     DataError
         The shapes do not go together, or the dtypes are not floating and integer.
+    ConfigError
+        Only one of segments and n_segments is given.
     BackendError
         The backend that was asked for cannot run.
     """
@@ -68,24 +82,29 @@ def sample_loss(
         )
     if not logits.is_floating_point() or labels.is_floating_point() or labels.dtype == torch.bool:
         raise DataError(f"logits must be floating and labels integer, got {logits.dtype} and {labels.dtype}")
+    _packed.check(labels, segments, n_segments)
     select("sample_loss", backend, {"reference": None})
     if logits.dim() == 2:
         logits, labels = logits.unsqueeze(1), labels.unsqueeze(1)
-    return _reference(logits, labels.long(), ignore_index)
+    losses, counted = _losses(logits, labels.long(), ignore_index), labels != ignore_index
+    if segments is None or n_segments is None:
+        return losses.sum(1), counted.sum(1)
+    return _packed.sums(losses.flatten(), counted.flatten(), segments.flatten(), n_segments)
 
 
-def _reference(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+def _losses(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """Losses of ``[B, T]`` positions."""
     n, positions, classes = logits.shape
     step = max(1, _CHUNK_ELEMENTS // max(1, n * classes))
-    total = torch.zeros(n, dtype=torch.float32, device=logits.device)
+    made = [torch.zeros(n, 0, dtype=torch.float32, device=logits.device)]
     for start in range(0, positions, step):
         part = logits[:, start : start + step].float()  # [B, t, V]
         wanted = labels[:, start : start + step]  # [B, t]
         losses = F.cross_entropy(
             part.flatten(0, 1), wanted.flatten(), ignore_index=ignore_index, reduction="none"
         )
-        total = total + losses.view(wanted.shape).sum(1)
-    return total, (labels != ignore_index).sum(1)
+        made.append(losses.view(wanted.shape))
+    return torch.cat(made, 1)
 
 
 def linear_sample_loss(
@@ -95,6 +114,8 @@ def linear_sample_loss(
     *,
     bias: Tensor | None = None,
     ignore_index: int = -100,
+    segments: Tensor | None = None,
+    n_segments: int | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """:func:`sample_loss` of ``hidden @ weight.T + bias``, without ever holding all logits. Differentiable once.
@@ -109,25 +130,32 @@ def linear_sample_loss(
         ``[B]`` or ``[B, T]`` integer classes, already shifted to stand at the position that predicts them.
     ignore_index
         Label of the positions that do not count.
+    segments, n_segments
+        For packed rows: integers like labels, the sample of each position from 0 to ``n_segments - 1`` or negative for none,
+        and how many samples there are. A number beyond makes every total NaN.
     backend
-        ``"triton"`` runs on NVIDIA GPUs, ``"auto"`` takes it for 16-bit products. The reference holds the logits of as
-        many positions as fit 64 MiB in float32, forward and backward.
+        ``"triton"`` runs on NVIDIA GPUs, ``"auto"`` takes it where it was measured on this GPU to be no slower than torch.
+        The reference bounds memory too: it holds the logits of as many positions as fit 64 MiB in float32, forward and
+        backward.
 
     Returns
     -------
     total : Tensor
-        ``[B]`` float32; 0 for a sample with no position that counts.
+        ``[B]`` float32, or ``[n_segments]``; 0 for a sample with no position that counts.
     count : Tensor
-        ``[B]`` int64.
+        ``[B]`` or ``[n_segments]`` int64.
 
     Raises
     ------
     DataError
         The shapes, dtypes or devices do not go together.
+    ConfigError
+        Only one of segments and n_segments is given.
     BackendError
         The backend that was asked for cannot run.
     """
     _check_linear(hidden, weight, labels, bias)
+    _packed.check(labels, segments, n_segments)
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     others = [t.dtype for t in (weight, bias) if t is not None]
@@ -138,10 +166,10 @@ def linear_sample_loss(
     refusal = no_triton(hidden, weight, labels, bias)
     if refusal is None and dtype not in (torch.float32, torch.float16, torch.bfloat16):
         refusal = f"the products are {dtype}, it takes float32, float16 and bfloat16"
-    # matrix units take 16 bits; products in float32 proper come from the vector units there as anywhere
-    order: tuple[Path, ...] = ("reference", "triton") if dtype == torch.float32 else ("triton", "reference")
-    paths: dict[Path, str | None] = {"triton": refusal, "reference": None}
-    path = select("linear_sample_loss", backend, {name: paths[name] for name in order})
+    if refusal is None and backend == "auto":
+        sizes = math.prod(hidden.shape[:-1]), hidden.shape[-1], len(weight)
+        refusal = _calibration.refusal("linear_sample_loss", dtype, hidden.device, *sizes)
+    path = select("linear_sample_loss", backend, {"triton": refusal, "reference": None})
 
     flat = hidden.to(dtype).reshape(-1, hidden.shape[-1]).contiguous()
     wanted = labels.long().reshape(-1).contiguous()
@@ -153,6 +181,8 @@ def linear_sample_loss(
     else:
         losses = _Chunked.apply(flat, *layer, wanted, ignore_index)  # type: ignore[no-untyped-call]
     counted = labels != ignore_index
+    if segments is not None and n_segments is not None:
+        return _packed.sums(losses, counted.flatten(), segments.flatten(), n_segments)
     if labels.dim() == 1:
         return losses, counted.long()
     return losses.view(labels.shape).sum(1), counted.sum(1)

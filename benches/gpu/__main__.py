@@ -65,12 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(chosen: list[Bench], args: argparse.Namespace) -> int:
     """Run the chosen benches, write one file each, and return the exit code."""
-    from benches.gpu import machine, runner, timing
+    from benches.gpu import calibration, machine, runner, timing
 
     about = machine.describe()
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     share = args.seconds / sum(bench.seconds for bench in chosen)
-    wrong = False
+    wrong, results = False, []
     flush = timing.l2_flush()
     for bench in chosen:
         print(f"== {bench.name}: {bench.about}", flush=True)
@@ -85,9 +85,10 @@ def measure(chosen: list[Bench], args: argparse.Namespace) -> int:
         path = machine.result_path(args.output, about, bench.name)
         machine.write(path, {"machine": about, **result})
         print(f"-> {path}", flush=True)
-        finish = getattr(module, "finish", None)
-        if finish is not None:
-            print(f"-> {finish(result, about, args.output)}", flush=True)
+        results.append(result)
+        calibrated = calibration.write(results, about, args.output)
+        if calibrated is not None:
+            print(f"-> {calibrated}", flush=True)
         if result["not_reached"]:
             print(f"not reached: {', '.join(result['not_reached'])}")
         wrong |= runner.failed(result)

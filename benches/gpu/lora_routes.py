@@ -1,16 +1,15 @@
 """Calibration of multi-scale LoRA: what each route, the library's products and the host cost on this GPU.
 
-Writes what :mod:`asepsis.kernels._triton._routes` reads, and lets it decide for the benches that follow.
+What comes out decides for the benches that follow; see ``benches/gpu/calibration.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from benches.gpu import machine
+from benches.gpu.calibration import calibrates
 from benches.gpu.cases import Case, Check, Probe, Work
 from benches.gpu.lora_layers import SHAPES, Layer, Setting
 from benches.gpu.timing import host_seconds
@@ -50,15 +49,15 @@ def cases() -> Iterator[Case | Probe]:
             graph=False,
         )
     yield Probe(name="host", why="what a call costs the host, by kind of call", run=_host)
-    for rows in ROWS:
+    for scales, rows in [(5, n) for n in ROWS] + [(1, n) for n in ROWS[:5]]:
         for inputs, outputs in SHAPES:
-            setting = Setting(inputs=inputs, outputs=outputs, rows=rows)
+            setting = Setting(inputs=inputs, outputs=outputs, rows=rows, scales=scales)
             for direction in ("forward", "backward"):
                 yield Case(
                     name=f"{direction} {setting.name}",
                     why="the three ways on one layer: an entry of the table",
                     make=lambda s=setting, d=direction: _ways(s, d),
-                    settings={**setting.about(), "direction": direction},
+                    settings={"calibrates": _counts(setting, direction)},
                     graph=False,
                     rounds=15,
                 )
@@ -71,52 +70,8 @@ def cases() -> Iterator[Case | Probe]:
     )
 
 
-def finish(result: Mapping[str, Any], about: Mapping[str, Any], folder: Path) -> Path | None:
-    """Write the calibration and let it decide from here on; None where nothing was timed."""
-    content = calibration(result, about)
-    if not content["devices"][0]["layers"]:
-        return None
-    from asepsis.kernels._triton import _routes
-
-    path = machine.result_path(folder, dict(about), "lora_calibration")
-    machine.write(path, content)
-    _routes.use(path)
-    return path
-
-
-def calibration(result: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the routes' table out of the bench's rows."""
-    layers, ratios = [], []
-    for row in result["rows"]:
-        sides = {name: side["median_us"] for name, side in row.get("sides", {}).get("eager", {}).items()}
-        s = row["settings"]
-        if "direction" in s and sides:
-            layers.append(
-                {
-                    "direction": s["direction"],
-                    "rows": s["rows"],
-                    "inputs": s["inputs"],
-                    "outputs": s["outputs"],
-                    "rank": s["scales"] * s["rank"],
-                    "dtype": s["dtype"].removeprefix("torch."),
-                    "us": sides,
-                }
-            )
-        elif row["name"].startswith("product") and {"library", "Triton"} <= set(sides):
-            ratios.append(sides["library"] / sides["Triton"])
-    # the least of them: where no layer was timed the library is the safer guess
-    ratio = {"bfloat16": min(ratios)} if ratios else {}
-    device = {
-        "device": about["device"],
-        "capability": about["capability"],
-        "gemm_ratio": ratio,
-        "layers": layers,
-    }
-    return {
-        "schema": 1,
-        "note": f"measured at commit {about['commit']}, torch {about['torch']}",
-        "devices": [device],
-    }
+def _counts(s: Setting, direction: str) -> dict[str, Any]:
+    return calibrates("multiscale_lora", direction, s.dtype, s.rows, s.inputs, s.outputs, s.scales * s.rank)
 
 
 class forced:
@@ -129,7 +84,7 @@ class forced:
         from asepsis.kernels._triton import _routes
 
         self._plan = _routes.plan
-        made = _routes.Plan(self.way, self.way, None, "measured")  # type: ignore[arg-type]
+        made = _routes.Plan(self.way, self.way, "measured")  # type: ignore[arg-type]
         _routes.plan = lambda _: made  # type: ignore[assignment]
 
     def __exit__(self, *_: object) -> None:

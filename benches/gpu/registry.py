@@ -20,19 +20,13 @@ BENCHES: tuple[Bench, ...] = (
         name="lora_routes",
         module="benches.gpu.lora_routes",
         seconds=90,
-        about="calibration: every route, product and host call by itself; writes the table the dispatcher reads",
+        about="calibration: every route, product and host call by itself; what the dispatcher goes by",
     ),
     Bench(
         name="multiscale_lora",
         module="benches.gpu.multiscale_lora",
         seconds=170,
         about="one layer against PEFT's loop, PEFT as shipped, torch.compile, stacked torch and the frozen layer",
-    ),
-    Bench(
-        name="training_step",
-        module="benches.gpu.training_step",
-        seconds=50,
-        about="a whole MuScleLoRA step of a Llama with 1.2 billion parameters",
     ),
     Bench(
         name="alignment",
@@ -45,5 +39,11 @@ BENCHES: tuple[Bench, ...] = (
         module="benches.gpu.sample_loss",
         seconds=100,
         about="linear_sample_loss against losses from logits: memory, time",
+    ),
+    Bench(
+        name="training_step",
+        module="benches.gpu.training_step",
+        seconds=50,
+        about="a whole MuScleLoRA step of a Llama with 1.2 billion parameters",
     ),
 )

@@ -1,6 +1,6 @@
 """Losses from hidden states against losses from logits: memory and time, forward and backward.
 
-Sides: ``triton`` and ``chunked`` are the two paths of ``linear_sample_loss``; ``logits`` makes them all and takes
+Sides: ``triton`` and ``reference``, in chunks, are the two paths of ``linear_sample_loss``; ``logits`` makes them all and takes
 ``sample_loss``, as training does without it. There is no goal for the time; the memory is what the operation is for.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from benches.gpu.calibration import calibrates
 from benches.gpu.cases import Case, Check, Probe, Target, Work
 
 # positions, width, vocabulary, share of positions without a label
@@ -18,6 +19,7 @@ SHAPES = {
     "8192 x 4096, V 128256, half ignored": (8192, 4096, 128_256, 0.5),
     "8192 x 2304, V 256000": (8192, 2304, 256_000, 0.0),
     "2048 x 576, V 49152": (2048, 576, 49_152, 0.0),
+    "512 x 4096, V 128256": (512, 4096, 128_256, 0.0),
 }
 SAMPLES = 16
 
@@ -43,8 +45,7 @@ def step(way: str, hidden: Any, weight: Any, labels: Any) -> tuple[Any, ...]:
     if way == "logits":
         total, _ = sample_loss(torch.nn.functional.linear(hidden, weight), labels)
     else:
-        backend: Any = {"triton": "triton", "chunked": "reference"}[way]
-        total, _ = linear_sample_loss(hidden, weight, labels, backend=backend)
+        total, _ = linear_sample_loss(hidden, weight, labels, backend=way)  # type: ignore[arg-type]
     wanted = [t for t in (hidden, weight) if t.requires_grad]
     return total.detach(), *torch.autograd.grad(total.mean(), wanted)
 
@@ -76,7 +77,7 @@ def sides(shape: tuple[int, int, int, float], *, trained: bool) -> Callable[[], 
         import torch
 
         given = inputs(shape, torch.bfloat16, trained=trained)
-        return {way: (lambda way=way: step(way, *given)) for way in ("triton", "chunked", "logits")}
+        return {way: (lambda way=way: step(way, *given)) for way in ("triton", "reference", "logits")}
 
     return make
 
@@ -112,13 +113,20 @@ def cases() -> Iterator[Case | Probe]:
     for name, shape in SHAPES.items():
         for trained in (False, True):
             layer = "trained" if trained else "frozen"
-            settings = dict(zip(("positions", "width", "vocabulary", "ignored"), shape, strict=True))
+            settings: dict[str, Any] = dict(
+                zip(("positions", "width", "vocabulary", "ignored"), shape, strict=True)
+            )
             yield Probe(
                 name=f"memory, {name}, {layer}",
                 why="what the operation is for",
                 run=memory(shape, trained=trained),
                 settings=settings,
             )
+            positions, width, classes, ignored = shape
+            direction = f"{layer} output layer"
+            if not ignored:
+                counts = ("linear_sample_loss", direction, "bfloat16", positions, width, classes)
+                settings = {**settings, "calibrates": calibrates(*counts)}
             yield Case(
                 name=f"{name}, {layer}",
                 why="forward and backward in bf16; a graph of the logits may not fit",
@@ -126,7 +134,7 @@ def cases() -> Iterator[Case | Probe]:
                 settings=settings,
                 targets=(
                     Target(goal="not slower than the logits", of="logits", to="triton", bound=1),
-                    Target(goal="not slower than chunks", of="chunked", to="triton", bound=1),
+                    Target(goal="not slower than chunks", of="reference", to="triton", bound=1),
                 ),
                 graph=False,
             )

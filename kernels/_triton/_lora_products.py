@@ -24,9 +24,11 @@ def rows_of(matrix: Tensor) -> Tensor:
     return matrix if matrix.stride(1) == 1 else matrix.contiguous()
 
 
-def shrink(x: Tensor, factor: Tensor, scale: Tensor, mask: Mask | None, *, masked: bool) -> Tensor:
+def shrink(
+    x: Tensor, factor: Tensor, scale: Tensor, mask: Mask | None, *, masked: bool, out: Tensor | None = None
+) -> Tensor:
     """Return ``(keep * x) @ factor * scale``, factor ``[K, R]``, as ``[M, width]`` with zeros beyond R."""
-    out = x.new_empty(len(x), Rank.of(factor.shape[1]).width)
+    out = x.new_empty(len(x), Rank.of(factor.shape[1]).width) if out is None else out
     launch.shrink(x, factor, scale.contiguous(), out, mask, _limit(x), masked=masked).run()
     return out
 

@@ -103,8 +103,7 @@ def backward(
 
 def _plan(rows: Tensor, lora_a: Tensor, lora_b: Tensor, mask: Mask | None) -> _routes.Plan:
     # here and not where the operator is called: sizes are numbers now, also under torch.compile
-    layer = _routes.layer_of(rows, rows.dtype, lora_a, lora_b, dropout=mask is not None)
-    return _routes.plan(layer)
+    return _routes.plan(_routes.layer_of(rows, lora_a, lora_b, dropout=mask is not None))
 
 
 def _input_gradient(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import sys
 from pathlib import Path
 
@@ -11,10 +11,21 @@ import pytest
 import torch
 from torch import nn
 
+from asepsis.kernels import _calibration
+from asepsis.kernels._triton import _routes
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benches.gpu import lora_layers, lora_routes, multiscale_lora, training_step  # noqa: E402
+from benches.gpu import (  # noqa: E402
+    alignment,
+    calibration,
+    lora_layers,
+    lora_routes,
+    multiscale_lora,
+    sample_loss,
+    training_step,
+)
 from benches.gpu.lora_layers import Layer, Setting  # noqa: E402
 
 
@@ -73,57 +84,58 @@ def test_verification_passes_on_a_right_result_and_fails_on_a_wrong_one(monkeypa
     assert not all(check.passed for check in multiscale_lora.compare(layer, "auto"))
 
 
-def test_a_calibration_is_what_the_dispatcher_reads(tmp_path, monkeypatch):
-    from asepsis.kernels._triton import _routes
+ABOUT = {"device": "NVIDIA H200", "capability": [9, 0], "commit": "abc", "torch": "2", "date": "2026-11-21"}
 
-    made = _routes.Table()
-    monkeypatch.setattr(_routes, "table", lambda: made)
-    us = {"fused": 3.0, "accumulate": 2.0, "reference": 9.0}
+
+def timed(name, settings, **us):
+    sides = {way: {"median_us": value} for way, value in us.items()}
+    return {"name": name, "settings": settings, "sides": {"eager": sides}}
+
+
+def test_a_calibration_is_what_the_dispatcher_reads(tmp_path, monkeypatch):
+    table = _calibration.Table()
+    monkeypatch.setattr(_calibration, "table", lambda: table)
     rows = [
-        {
-            "name": f"{direction} x",
-            "settings": {**small().about(), "direction": direction, "inputs": 4096, "outputs": 4096},
-            "sides": {"eager": {way: {"median_us": value} for way, value in us.items()}},
-        }
-        for direction in ("forward", "backward")
-    ]
-    product = {"library": {"median_us": 9.0}, "Triton": {"median_us": 10.0}}
+        timed(f"{d} x", {"calibrates": calibration.calibrates("multiscale_lora", d, torch.bfloat16, 9, 64, 32, 6)},
+              fused=3.0, accumulate=2.0, reference=9.0, copy=1.0)
+        for d in ("forward", "backward")
+    ]  # fmt: skip
     rows += [
-        {"name": "product 1x1", "settings": {}, "sides": {"eager": product}},
-        {"name": "broken", "settings": {"direction": "forward"}, "error": "x"},
+        timed("product 1x1", {}, library=9.0, Triton=10.0),
+        {"name": "broken", "settings": {}, "error": "x"},
     ]
-    about = {
-        "device": "NVIDIA H200",
-        "capability": [9, 0],
-        "commit": "abc",
-        "torch": "2",
-        "date": "2026-11-21",
-    }
-    _routes.plan.cache_clear()
-    path = lora_routes.finish({"rows": rows}, about, tmp_path)
-    assert path == tmp_path / "nvidia-h200" / "2026-11-21-abc-lora_calibration.json"
-    assert json.loads(path.read_text())["devices"][0]["gemm_ratio"] == {"bfloat16": pytest.approx(0.9)}
-    plan = _routes.plan(_routes.Layer(9, 4096, 4096, 6, "bfloat16", (9, 0)))
-    assert (plan.forward, plan.backward, plan.refusal, plan.source) == (
-        "accumulate",
-        "accumulate",
-        None,
-        "measured",
-    )
-    _routes.plan.cache_clear()
+    counts = calibration.calibrates("gradient_alignment", "update", "float32", 100)
+    later = [timed("100", {"calibrates": counts}, triton=1.0, reference=2.0, loop=9.0)]
+    path = calibration.write([{"rows": rows}, {"rows": later}], ABOUT, tmp_path)
+    assert path == tmp_path / "nvidia-h200" / "2026-11-21-abc-calibration.json"
+    assert table.devices["NVIDIA H200"].gemm_ratio == {"bfloat16": pytest.approx(0.9)}
+    start = functools.partial(_calibration.start, "NVIDIA H200", table)
+    assert start("multiscale_lora", "bfloat16", (64, 32, 6)) == 9
+    assert start("gradient_alignment", "float32", ()) == 100
+    layer = _routes.Layer(9, 64, 32, 6, "bfloat16", "NVIDIA H200")
+    assert _routes.choose(layer, table) == _routes.Plan("accumulate", "accumulate", "measured")
 
 
 def test_where_nothing_was_timed_no_calibration_is_written(tmp_path):
-    about = {"device": "x", "capability": [9, 0], "commit": "a", "torch": "2", "date": "d"}
-    assert lora_routes.finish({"rows": []}, about, tmp_path) is None
+    assert calibration.write([{"rows": []}, {"rows": [timed("x", {}, ours=1.0)]}], ABOUT, tmp_path) is None
     assert not list(tmp_path.iterdir())
 
 
-def test_a_forced_way_holds_within_and_is_gone_after():
-    from asepsis.kernels._triton import _routes
+@pytest.mark.parametrize("bench", [lora_routes, alignment, sample_loss])
+def test_what_calibrates_does_so_in_every_direction_and_once(bench):
+    said = [c.settings["calibrates"] for c in bench.cases() if "calibrates" in c.settings]
+    found: dict = {}
+    for one in said:
+        key = (one["operation"], one["dtype"], *one["sizes"].values())
+        found.setdefault(key, []).append(one["direction"])
+    assert found
+    for (operation, *_), directions in found.items():
+        assert sorted(directions) == sorted(_calibration.OPERATIONS[operation].directions)
 
+
+def test_a_forced_way_holds_within_and_is_gone_after():
     before = _routes.plan
-    layer = _routes.Layer(8192, 4096, 4096, 80, "bfloat16", (9, 0))
+    layer = _routes.Layer(8192, 4096, 4096, 80, "bfloat16", "cpu")
     for way in ("fused", "accumulate"):
         with lora_routes.forced(way):
             assert _routes.plan(layer).forward == way

@@ -10,76 +10,31 @@ fused is looked up on every call, and whatever the operation does not cover take
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from asepsis.core.fuse_report import FusedModule, FuseReport, Path
+from asepsis.core.fuse_shared import SharedInput, groups
 from asepsis.core.lora import _is_conv1d, _is_plain
 from asepsis.errors import ConfigError, MissingDependency, ModelError
-from asepsis.kernels import Backend, multiscale_lora
+from asepsis.kernels import Backend, GroupedLayer, grouped_lora, multiscale_lora
 
 Dropout = Literal["peft", "shared"]
-Path = Literal["fused", "fused in evaluation", "peft"]
 
 _SETTINGS = "_asepsis_fused"
 
 
-@dataclass(frozen=True, kw_only=True)
-class FusedModule:
-    """Which way one module takes, as things stand.
-
-    Attributes
-    ----------
-    name : str
-        Qualified name in the model.
-    path : {"fused", "fused in evaluation", "peft"}
-    reason : str
-        Why not fused; empty where it is.
-    adapters : tuple of str
-        Its active adapters.
-    rank : int
-        Of all of them together.
-    """
-
-    name: str
-    path: Path
-    reason: str
-    adapters: tuple[str, ...] = ()
-    rank: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class FuseReport:
-    """What :func:`fuse` did with every module that PEFT put into the model."""
-
-    modules: tuple[FusedModule, ...]
-
-    @property
-    def fused(self) -> tuple[str, ...]:
-        """Names of the modules on the fused operation, those that are so in evaluation only included."""
-        return tuple(module.name for module in self.modules if module.path != "peft")
-
-    @property
-    def left(self) -> dict[str, str]:
-        """Modules left to PEFT, with the reason."""
-        return {module.name: module.reason for module in self.modules if module.path == "peft"}
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.fused)} of {len(self.modules)} modules are fused"]
-        groups: dict[tuple[str, str], list[str]] = {}
-        for module in self.modules:
-            groups.setdefault((module.path, module.reason), []).append(module.name)
-        for (path, reason), names in groups.items():
-            because = f": {reason}" if reason else ""
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            lines.append(f"{path}{because} - {', '.join(names[:3])}{more}")
-        return "\n".join(lines)
-
-
-def fuse(model: nn.Module, *, dropout: Dropout = "peft", backend: Backend = "auto") -> FuseReport:
+def fuse(
+    model: nn.Module,
+    *,
+    dropout: Dropout = "peft",
+    backend: Backend = "auto",
+    example: Mapping[str, Any] | None = None,
+) -> FuseReport:
     """Run the LoRA adapters of a PEFT model, one or several on the same tokens, on the fused operation, in place.
 
     Parameters
@@ -92,6 +47,10 @@ def fuse(model: nn.Module, *, dropout: Dropout = "peft", backend: Backend = "aut
         where PEFT draws one for each: the same distribution for one adapter, another for several.
     backend : {"auto", "reference", "triton"}
         As of the operation.
+    example : mapping, optional
+        Keyword arguments of one call of the model, which is made in evaluation and without gradients to see which layers
+        read one input, q, k and v say. These are computed together by :func:`asepsis.kernels.grouped_lora` wherever their
+        bases are read and nothing drops out; not while ``torch.compile`` traces.
 
     Returns
     -------
@@ -119,14 +78,19 @@ def fuse(model: nn.Module, *, dropout: Dropout = "peft", backend: Backend = "aut
             f"{type(model).__name__} has no LoRA layer; add adapters with peft.get_peft_model first"
         )
     unfuse(model)
-    made = []
+    reasons = {name: _never(layer) for name, layer in layers.items()}
     for name, layer in layers.items():
-        reason = _never(layer)
-        if reason is None:
-            reason = _not_now(layer, dropout, training=False)
+        if reasons[name] is None:
+            reasons[name] = _not_now(layer, dropout, training=False)
             setattr(layer, _SETTINGS, _Settings(dropout, backend))
             layer.forward = MethodType(_forward, layer)
-        made.append(_describe(name, layer, reason, dropout))
+    if example is not None:
+        try:
+            _find_shared(model, layers, example)
+        except BaseException:
+            unfuse(model)
+            raise
+    made = [_describe(name, layer, reasons[name], dropout) for name, layer in layers.items()]
     made += [FusedModule(name=name, path="peft", reason=reason) for name, reason in others.items()]
     report = FuseReport(modules=tuple(made))
     if not report.fused:
@@ -148,6 +112,8 @@ class _Settings:
 
     def __init__(self, dropout: Dropout, backend: Backend) -> None:
         self.dropout, self.backend = dropout, backend
+        self.shared: SharedInput | None = None
+        self.watched: list[tuple[Any, Tensor, int]] | None = None
         self._scales: tuple[Any, Tensor] | None = None
 
     def scale(self, layer: Any, names: tuple[str, ...], device: torch.device) -> Tensor:
@@ -165,21 +131,78 @@ class _Settings:
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """The forward of a fused layer; PEFT's is its class's."""
     settings: _Settings = layer._asepsis_fused
+    if settings.watched is not None:
+        settings.watched.append((layer, x, x._version))
     if args or kwargs or _not_now(layer, settings.dropout, training=layer.training) or not _fits(layer, x):
         return type(layer).forward(layer, x, *args, **kwargs)
+    if settings.shared is not None and not torch.compiler.is_compiling():
+        out = settings.shared.output(layer, x, _together)
+        if out is not None:
+            return out
     names = _active(layer)
-    down, up = [layer.lora_A[n].weight for n in names], [layer.lora_B[n].weight for n in names]
-    lora_a = down[0] if len(names) == 1 else torch.cat(down, 0)
-    lora_b = up[0] if len(names) == 1 else torch.cat(up, 1)
+    lora_a, lora_b, scale = _factors(layer, names, x.device)
     p = _dropout_of(layer, names)[0] if layer.training else 0.0
     seed = torch.randint(2**62, (), device=x.device) if p else None
     more: dict[str, Any] = {"dropout": p, "seed": seed, "backend": settings.backend}
-    scale = settings.scale(layer, names, x.device)
     base = layer.base_layer
     if not _readable(base):
-        return multiscale_lora(x, None, None, lora_a, lora_b, scale, base_output=base(x), **more)
-    weight = base.weight.t() if _is_conv1d(base) else base.weight
-    return multiscale_lora(x, weight, base.bias, lora_a, lora_b, scale, **more)
+        out = base(x)
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(out.dtype)  # what PEFT gives has the dtype of the base's output
+        return multiscale_lora(x, None, None, lora_a, lora_b, scale, base_output=out, **more)
+    return multiscale_lora(x, _weight(base), base.bias, lora_a, lora_b, scale, **more)
+
+
+def _together(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...] | None:
+    """What layers of one input make of it, in one operation; None where one of them goes another way on this call."""
+    group = []
+    for layer in layers:
+        settings, base, names = layer._asepsis_fused, layer.base_layer, _active(layer)
+        if _not_now(layer, settings.dropout, training=layer.training) or not _fits(layer, x):
+            return None
+        if not _readable(base) or (layer.training and any(_dropout_of(layer, names))):
+            return None
+        lora_a, lora_b, scale = _factors(layer, names, x.device)
+        group.append(
+            GroupedLayer(weight=_weight(base), bias=base.bias, lora_a=lora_a, lora_b=lora_b, scale=scale)
+        )
+    return grouped_lora(x, group, backend=layers[0]._asepsis_fused.backend)
+
+
+def _find_shared(model: nn.Module, layers: Mapping[str, Any], example: Mapping[str, Any]) -> None:
+    """Run the model once and tell the layers with whom they share an input."""
+    fused = {name: layer for name, layer in layers.items() if _is_fused(layer)}
+    name_of = {id(layer): name for name, layer in fused.items()}
+    training = {module: module.training for module in model.modules()}
+    calls: list[tuple[Any, Tensor, int]] = []
+    for layer in fused.values():
+        layer._asepsis_fused.watched = calls
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(**example)
+    finally:
+        for module, was in training.items():
+            module.training = was
+        for layer in fused.values():
+            layer._asepsis_fused.watched = None
+    for group in groups([(name_of[id(layer)], layer, *seen) for layer, *seen in calls]):
+        if all(_readable(layer.base_layer) for layer in group.layers):
+            for layer in group.layers:
+                layer._asepsis_fused.shared = group
+
+
+def _factors(layer: Any, names: tuple[str, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """A ``[R, I]``, B ``[O, R]`` and scales ``[R]`` of the active adapters together."""
+    down, up = [layer.lora_A[n].weight for n in names], [layer.lora_B[n].weight for n in names]
+    lora_a = down[0] if len(names) == 1 else torch.cat(down, 0)
+    lora_b = up[0] if len(names) == 1 else torch.cat(up, 1)
+    return lora_a, lora_b, layer._asepsis_fused.scale(layer, names, device)
+
+
+def _weight(base: Any) -> Tensor:
+    weight: Tensor = base.weight.t() if _is_conv1d(base) else base.weight
+    return weight
 
 
 def _is_fused(module: nn.Module) -> bool:
@@ -210,7 +233,17 @@ def _describe(name: str, layer: Any, reason: str | None, dropout: Dropout) -> Fu
     path: Path = "fused" if training is None else "fused in evaluation"
     names = _active(layer)
     rank = sum(len(layer.lora_A[n].weight) for n in names)
-    return FusedModule(name=name, path=path, reason=training or "", adapters=names, rank=rank)
+    base: Literal["read", "called"] = "read" if _readable(layer.base_layer) else "called"
+    shared = layer._asepsis_fused.shared
+    return FusedModule(
+        name=name,
+        path=path,
+        reason=training or "",
+        adapters=names,
+        rank=rank,
+        base=base,
+        shares=shared.names if shared is not None else (),
+    )
 
 
 def _active(layer: Any) -> tuple[str, ...]:
@@ -224,7 +257,7 @@ def _never(layer: Any) -> str | None:
 
     if "forward" in layer.__dict__:
         return "something else has replaced this layer's forward (hooks that move weights do)"
-    if type(layer) is not Linear:
+    if type(layer) is not Linear and not _quantized(layer):
         kind = type(layer).__name__
         known = {
             "Embedding": "a lookup is no product",
@@ -234,8 +267,14 @@ def _never(layer: Any) -> str | None:
             "MultiheadAttention": "it merges its adapters in every pass",
             "ParamWrapper": "it adapts a parameter of its parent",
         }
-        return f"LoRA {kind}: {known.get(kind, 'its forward is its own, quantized layers of this kind are not covered')}"
+        return f"LoRA {kind}: {known.get(kind, 'its forward is its own, quantized layers of this kind were not tried')}"
     return None
+
+
+def _quantized(layer: Any) -> bool:
+    """Whether this is PEFT's layer over one of bitsandbytes': its adapters are added to what the base gives, as elsewhere."""
+    kind = type(layer)
+    return kind.__module__ == "peft.tuners.lora.bnb" and kind.__name__ in ("Linear4bit", "Linear8bitLt")
 
 
 def _not_now(layer: Any, dropout: Dropout, *, training: bool) -> str | None:
@@ -273,12 +312,12 @@ def _dropout_of(layer: Any, names: tuple[str, ...]) -> list[float]:
 
 
 def _fits(layer: Any, x: Tensor) -> bool:
-    """Whether the base would take this input as it is: else PEFT's way, with its casts and its errors."""
+    """Whether a base that is read would take this input as it is: else PEFT's way, with its casts and its errors."""
     if not x.is_floating_point() or not layer.cast_input_dtype_enabled:
         return False
-    return torch.is_autocast_enabled(x.device.type) or x.dtype == getattr(
-        layer.base_layer.weight, "dtype", None
-    )
+    base = layer.base_layer
+    # one that is called says itself what it takes: the dtype of a packed weight means nothing
+    return torch.is_autocast_enabled(x.device.type) or not _readable(base) or x.dtype == base.weight.dtype
 
 
 def _plain_linear(module: nn.Module) -> bool:

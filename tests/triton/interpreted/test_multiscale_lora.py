@@ -22,7 +22,7 @@ def route(monkeypatch):
     """``route("fused")`` makes both directions go that way, whatever the shape."""
 
     def choose(way: str) -> None:
-        monkeypatch.setattr(_routes, "plan", lambda _: _routes.Plan(way, way, None, "modelled"))
+        monkeypatch.setattr(_routes, "plan", lambda _: _routes.Plan(way, way, "modelled"))
 
     return choose
 
