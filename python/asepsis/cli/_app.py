@@ -36,6 +36,7 @@ VERBS: Table = {
         "fit": "Fit a detector to a model on clean rows, at a wanted false-positive rate.",
         "check": "Say which rows of a file look triggered.",
     },
+    "report": "Make a page, Markdown or SARIF of an output folder.",
     "export": "Write a trained folder as plain files, or merge its adapter into its base.",
     "verify": "Say whether a folder, its data and its base are still what its manifest says.",
     "cite": "Print the reference of a defense's paper.",
