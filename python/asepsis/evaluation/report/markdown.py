@@ -20,7 +20,7 @@ _PLAIN = re.compile(r"[\w\s.,;:%()'’+=–…×-]*")
 _LINKS = re.compile(r"www\.|:\S|\bGH-|\b[0-9a-f]{7,40}\b|_|^\s*([-+=]|\d+[.)]\s)", re.IGNORECASE)
 # an interval is no link: nothing that could be its target follows it, and no definition can be written
 _INTERVAL = re.compile(r"\[[\d., ]+\](?![(\[:])")
-_NUMBERS = re.compile(r"[<>=≥≤ ]*[+-]?[\d.,]+(e[+-]?\d+)?( \[[\d.,]+, [\d.,]+\])?%?")
+_NUMBERS = re.compile(r"[+-]?[\d.,]+(e[+-]?\d+)?%?")
 
 
 def to_markdown(report: Report) -> str:
