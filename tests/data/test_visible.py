@@ -28,8 +28,28 @@ def test_characters_that_act_where_the_text_goes_are_shown_too():
 
 @pytest.mark.parametrize(
     "character",
-    "\ufe0f \U000e0101 \u3164 \u2800 \u00ad \U000e0041 \u00a0 \u202f \u2028 \u202e \u200b \x1b \x07 \x9b \ufeff \ufffe \ud800 "
-    "\ue000 \u2066 \u180e".split(" "),
+    [
+        "️",
+        "󠄁",
+        "ㅤ",
+        "⠀",
+        "\xad",
+        "\U000e0041",
+        "\xa0",
+        "\u202f",
+        "\u2028",
+        "\u202e",
+        "\u200b",
+        "\x1b",
+        "\x07",
+        "\x9b",
+        "\ufeff",
+        "\ufffe",
+        "�",
+        "\ue000",
+        "\u2066",
+        "\u180e",
+    ],
 )
 def test_characters_without_a_glyph_of_their_own_are_shown_by_code(character):
     assert visible(f"a{character}b") == f"a<U+{ord(character):04X}>b"

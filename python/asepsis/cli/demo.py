@@ -22,9 +22,8 @@ def demo(
     from asepsis.data import demo_rows
     from asepsis.evaluation.attacks import BADNETS, poison_labels, triggered_test
     from asepsis.evaluation.harness import Case, run_case
-    from asepsis.evaluation.report import check_demo, report_of, require_matplotlib, save_demo, to_html
+    from asepsis.evaluation.report import check_demo, require_matplotlib, save_demo
     from asepsis.training import Settings
-    from asepsis.training.checkpoint import write_whole
 
     began = time.monotonic()
     require_matplotlib()
@@ -65,8 +64,6 @@ def demo(
         "manifest": abl.run.manifest,
     }
     save_demo(output, content, abl.run, key.for_ids(case.train.sample_ids))
-    page = to_html(report_of(output))
-    write_whole(output / "report.html", page)
     typer.echo(f"{output / 'demo.json'} and {output / 'report.html'}: {content['seconds']:.0f} s in all")
 
 

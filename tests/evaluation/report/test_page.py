@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from asepsis.core.manifest import verify
 from asepsis.data.visible import hidden, visible
 from asepsis.errors import MissingDependency
 from asepsis.evaluation.report import report_of, to_html, to_markdown, to_sarif
@@ -125,7 +126,7 @@ def test_the_verdict_comes_first_and_sections_keep_their_order(make):
         ("none", "without a defense. This is a control", set()),
         (
             "purify",
-            "epur put the embeddings of 1 tokens back",
+            "epur put the embeddings of 1 token back",
             {"Embedding drift", "What mixing costs", "Tokens put back"},
         ),
         ("guard", "Flags what scores above", {"The guard and its control", "Scores and threshold"}),
@@ -171,6 +172,12 @@ def test_ten_thousand_long_flagged_rows_stay_below_two_megabytes_and_say_how_man
     assert "9,800 more in asepsis_rows.jsonl" in page and "9,980 more in" in to_markdown(report)
     assert len(to_sarif(report)["runs"][0]["results"]) == 10_000
     assert sum(1 for _ in (folder / "asepsis_rows.jsonl").open()) == 10_050
+
+
+def test_the_demo_lists_its_page_and_makes_it_again(make):
+    folder = make("demo")
+    assert verify(folder).verdict == "intact"
+    assert (folder / "report.html").read_text(encoding="utf-8") == to_html(report_of(folder))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -254,7 +261,7 @@ def test_rows_without_a_finite_loss_are_left_out_of_the_trajectories_aloud(make,
     arrays, judged = read_evidence(folder), read_judged(folder / "asepsis_rows.jsonl")
     arrays["loss.values"][1, 3] = np.nan
     figure = losses_figure(arrays, judged)
-    assert figure is not None and "1 rows without a finite loss are left out" in figure.note
+    assert figure is not None and "Left out: 1 row without a finite loss" in figure.note
     arrays["loss.values"][:] = np.nan
     assert losses_figure(arrays, judged) is None
 

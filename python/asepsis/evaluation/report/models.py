@@ -9,7 +9,7 @@ from asepsis.evaluation.report import content
 from asepsis.evaluation.report.content import Finding, Table, Tone, number
 from asepsis.evaluation.report.folder import Source
 from asepsis.evaluation.report.parts import Parts
-from asepsis.evaluation.report.sections import Named, drift_figure, name_of, token_of
+from asepsis.evaluation.report.sections import Named, counted, drift_figure, name_of, token_of
 
 #: Heads of the table of tokens, here and in the terminal.
 TOKEN_HEAD = ["token", "id", "drift", "expected", "z", "excess", "verdict"]
@@ -125,7 +125,9 @@ def of_purified(source: Source) -> Parts:
     for name, report in reports.items():
         if isinstance(report.get("reset"), list):
             reset = report["reset"]
-            said.append(f"{name_of(name)} put the embeddings of {len(reset):,} tokens back to the base's.")
+            said.append(
+                f"{name_of(name)} put the embeddings of {counted(len(reset), 'token')} back to the base's."
+            )
             named = [(token_of(t["token"]), float(t["drift"]), t.get("frequency")) for t in reset]
             after.append(_reset_table(reset))
         elif isinstance(report.get("final"), dict):

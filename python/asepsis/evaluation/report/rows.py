@@ -14,6 +14,7 @@ from asepsis.evaluation.report.folder import Source
 from asepsis.evaluation.report.parts import Parts
 from asepsis.evaluation.report.sections import (
     Named,
+    counted,
     drift_figure,
     losses_figure,
     name_of,
@@ -47,7 +48,7 @@ def of_training(source: Source) -> Parts:
     elif tokens:
         edited = report.get("edited") or {}
         verdict = (
-            f"{len(tokens):,} tokens moved further than the rest while embeddings alone were trained; "
+            f"{counted(len(tokens), 'token')} moved further than the rest while embeddings alone were trained; "
             f"{int(edited.get('rows') or 0):,} embeddings were overwritten, the others left out of the training rows."
         )
         caveat = "Each list flags its share of the vocabulary, poisoned or not: some are words of the task."

@@ -15,6 +15,8 @@ from asepsis.core.folders import whole_folder
 from asepsis.core.judged import write_judged
 from asepsis.core.manifest import FORMAT, MANIFEST, ROWS, check_writable, write_manifest
 from asepsis.evaluation.report.folder import DEMO
+from asepsis.evaluation.report.html import to_html
+from asepsis.evaluation.report.kinds import report_of
 from asepsis.inference.report import Checked
 from asepsis.training import Run
 from asepsis.training.scan import Scan
@@ -97,7 +99,7 @@ def check_demo(folder: Path) -> None:
 
 
 def save_demo(folder: Path, content: dict[str, Any], run: Run, poisoned: NDArray[np.bool_]) -> None:
-    """Write ``demo.json``, what its defended run found, and the manifest of both.
+    """Write ``demo.json``, what its defended run found, ``report.html`` of these, and the manifest of all.
 
     Parameters
     ----------
@@ -110,13 +112,16 @@ def save_demo(folder: Path, content: dict[str, Any], run: Run, poisoned: NDArray
     """
     folder.mkdir(parents=True, exist_ok=True)
     outcome, data = run.outcome, run.data
-    for name in (MANIFEST, EVIDENCE):
+    for name in (MANIFEST, EVIDENCE, "report.html"):
         (folder / name).unlink(missing_ok=True)
     (folder / DEMO).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     flagged = np.isin(data.sample_ids, outcome.flagged)
     isolated = np.isin(data.sample_ids, outcome.isolated)
     write_judged(folder / ROWS, data, suspicion=outcome.suspicion, flagged=flagged, isolated=isolated)
-    _finish(folder, {**outcome.evidence, "row.poisoned": poisoned}, {**run.manifest, "kind": "demo"})
+    manifest = {**run.manifest, "kind": "demo", "format": FORMAT}
+    _finish(folder, {**outcome.evidence, "row.poisoned": poisoned}, manifest)
+    (folder / "report.html").write_text(to_html(report_of(folder)), encoding="utf-8")
+    write_manifest(folder, manifest)  # once more, with the page
 
 
 def _finish(scratch: Path, arrays: Arrays, manifest: dict[str, Any]) -> None:

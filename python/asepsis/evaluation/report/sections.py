@@ -84,7 +84,7 @@ def losses_figure(arrays: Arrays, judged: Judged) -> Figure | None:
         if part.any()
     ]
     lost = len(usable) - int(usable.sum())
-    left_out = f" {lost:,} rows without a finite loss are left out." if lost else ""
+    left_out = f" Left out: {counted(lost, 'row')} without a finite loss." if lost else ""
     lines = f"; thin lines are {min(MOST_LINES, int(flagged.sum()))} of the flagged" if flagged.any() else ""
     return Figure(
         title=content.LOSSES,
