@@ -127,7 +127,7 @@ def test_names_of_an_attacker_cannot_act_in_terminal_or_report(models, tmp_path,
     assert "&lt;script&gt;" in html and "\\x1b]0;owned" in html
     assert not re.search(r"<\s*(script|img|link|iframe|object|embed|form|a)\b", html, re.I)
     assert "default-src 'none'" in html
-    assert html.count("<table>") >= 3
+    assert html.count("<table") >= 3
 
 
 @pytest.mark.parametrize("name", ["clean.txt", "clean.jsonl"])

@@ -17,6 +17,7 @@ from asepsis.evaluation.metrics import (
     attack_success_rate,
     auprc,
     auroc,
+    auroc_interval,
     clean_accuracy,
     detection_metrics,
     far,
@@ -297,3 +298,30 @@ def test_equal_seeds_have_an_interval_of_no_width():
 def test_nothing_and_nan_are_not_averaged(values):
     with pytest.raises(DataError, match="finite numbers"):
         mean_interval(values)
+
+
+def test_the_interval_of_an_auroc_holds_it_stays_inside_and_does_not_vanish_at_the_ends():
+    for scores, poisoned in (
+        (np.arange(40.0), np.arange(40) >= 20),
+        (-np.arange(40.0), np.arange(40) >= 20),
+        (np.arange(40.0) % 7, np.arange(40) >= 30),
+    ):
+        found = auroc_interval(scores, poisoned)
+        assert found is not None
+        assert found["value"] == auroc(scores, poisoned)
+        assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
+        assert found["high"] - found["low"] > 0.05
+    assert auroc_interval(np.ones(3), np.zeros(3, bool)) is None
+    assert auroc_interval(np.ones(3), np.ones(3, bool)) is None
+
+
+def test_the_interval_of_an_auroc_holds_the_true_one_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    poisoned = np.arange(120) < 30
+    held = 0
+    for _ in range(400):
+        # poisoned scores are higher by one standard deviation: the true area is Phi(1 / sqrt 2)
+        found = auroc_interval(rng.normal(size=120) + poisoned, poisoned)
+        assert found is not None
+        held += found["low"] <= 0.7602499 <= found["high"]
+    assert 0.92 <= held / 400 <= 0.99

@@ -40,6 +40,7 @@ VERBS: Table = {
         "": "Measure what the documentation claims.",
         "defenses": "Run a grid of defenses against attacks, each beside its controls, and print its table.",
     },
+    "report": "Make a page, Markdown or SARIF of an output folder.",
     "export": "Write a trained folder as plain files, or merge its adapter into its base.",
     "verify": "Say whether a folder, its data and its base are still what its manifest says.",
     "cite": "Print the reference of a defense's paper.",

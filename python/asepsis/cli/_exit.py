@@ -80,5 +80,6 @@ def _say(text: str, *, debug: bool) -> None:
 
         traceback.print_exc()
     # names in a message may come from a file that somebody else wrote; a terminal would obey what they hide
-    shown = "".join(c if c.isprintable() or c == "\n" else f"<U+{ord(c):04X}>" for c in text)
-    typer.echo(f"asepsis: {shown}", err=True)
+    from asepsis.data.visible import visible
+
+    typer.echo(f"asepsis: {visible(text, len(text), lines=True)}", err=True)

@@ -16,19 +16,18 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of rows, poison, batch order and heads.")] = 0,
 ) -> None:
     """Show the main job on packaged real text: ABL against BadNets, beside its controls."""
-    import json
     import time
 
     from asepsis.cli._progress import shown
     from asepsis.data import demo_rows
     from asepsis.evaluation.attacks import BADNETS, poison_labels, triggered_test
     from asepsis.evaluation.harness import Case, run_case
-    from asepsis.evaluation.report import demo_html
+    from asepsis.evaluation.report import check_demo, require_matplotlib, save_demo
     from asepsis.training import Settings
-    from asepsis.training.checkpoint import write_whole
 
     began = time.monotonic()
-    output.mkdir(parents=True, exist_ok=True)
+    require_matplotlib()
+    check_demo(output)
     clean, test = demo_rows(_TRAIN_ROWS, _TEST_ROWS, seed=seed)
     train, key = poison_labels(clean, BADNETS, poison_rate=0.1, target_label=_TARGET, seed=seed)
     case = Case(train, key, test, triggered_test(test, BADNETS, target_label=_TARGET, seed=seed), _TARGET)
@@ -64,16 +63,7 @@ def demo(
         "seconds": round(time.monotonic() - began, 1),
         "manifest": abl.run.manifest,
     }
-    write_whole(output / "demo.json", json.dumps(content, indent=1) + "\n")
-    success = {row.defense: row.to_dict()["attack_success_rate"]["value"] for row in rows}
-    sentence = (
-        f"Undefended, the trigger works on {success['none']:.0%} of the reviews; under ABL on {success['abl']:.0%}; "
-        f"a model that never saw the poison is wrong on {success['clean-only']:.0%} of them."
-    )
-    write_whole(
-        output / "report.html",
-        demo_html(content["rows"], sentence, abl.run.manifest, case.train, abl.run.outcome),  # type: ignore[arg-type]
-    )
+    save_demo(output, content, abl.run, key.for_ids(case.train.sample_ids))
     typer.echo(f"{output / 'demo.json'} and {output / 'report.html'}: {content['seconds']:.0f} s in all")
 
 

@@ -30,6 +30,9 @@ def guard_check(
     json_output: Annotated[
         Path | None, typer.Option("--json", help="Write every row's suspicion here.")
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to keep everything found in, for asepsis report.")
+    ] = None,
     fail_on: Annotated[
         FailOn,
         typer.Option(help="Exit with 1 for more flagged rows than chance explains, for any, or never."),
@@ -38,11 +41,16 @@ def guard_check(
 ) -> ExitCode:
     """Say which rows of a file look triggered."""
     from asepsis.cli._outputs import check_folders
+    from asepsis.core.manifest import check_writable
+    from asepsis.data.visible import visible
     from asepsis.errors import NoRows
+    from asepsis.evaluation.report import save_check
     from asepsis.inference.guard import Guard
     from asepsis.training.checkpoint import write_whole
 
     check_folders(json_output)
+    if output is not None:
+        check_writable(output)
     loaded = Guard.load(guard, model)
     try:
         rows = _rows(data, text_column, loaded.manifest)
@@ -52,6 +60,8 @@ def guard_check(
     found = loaded.check(rows, control=True)
     if json_output is not None:
         write_whole(json_output, json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
+    if output is not None:
+        save_check(output, found)
     flagged, expected = int(found.flagged.sum()), found.threshold.expected_fpr * len(rows)
     more = "more than chance explains" if found.verdict == "findings" else "no more than chance explains"
     typer.echo(
@@ -60,7 +70,7 @@ def guard_check(
     if (control := found.control_flagged) is not None:
         typer.echo(f"without it, the model's own confidence flags {int(control.sum())}")
     for row in found.flagged.nonzero()[0][:10].tolist():
-        typer.echo(f"  row {row}  {found.suspicion[row]:.4f}  {_shown(rows.texts[row])}")
+        typer.echo(f"  row {row}  {found.suspicion[row]:.4f}  {visible(rows.texts[row], 60)}")
     wanted = {FailOn.more: found.verdict == "findings", FailOn.any: flagged > 0, FailOn.never: False}
     return ExitCode.FINDINGS if wanted[fail_on] else ExitCode.OK
 
@@ -87,9 +97,3 @@ def _rows(source: str, text_column: str, manifest: dict[str, Any]) -> Any:
         return Data(task="causal", texts=texts, responses=[""] * len(texts), source=source)
     labels = np.zeros(len(texts), np.int64)
     return Data(task=task, texts=texts, labels=labels, n_classes=manifest["n_classes"], source=source)
-
-
-def _shown(text: str) -> str:
-    """One line of a text that somebody else wrote: a terminal would obey what it hides."""
-    plain = "".join(c if c.isprintable() else " " for c in text)
-    return plain if len(plain) <= 60 else plain[:57] + "..."

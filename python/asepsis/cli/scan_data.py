@@ -29,6 +29,9 @@ def scan_data(
     json_output: Annotated[
         Path | None, typer.Option("--json", help="Write every row's suspicion here.")
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to keep everything found in, for asepsis report.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report here.")] = None,
     sarif: Annotated[Path | None, typer.Option(help="Write findings for code scanning here.")] = None,
     seed: Annotated[int, typer.Option(help="Of batch order, dropout and new heads.")] = 0,
@@ -47,11 +50,12 @@ def scan_data(
     from asepsis.cli._configs import defense_config
     from asepsis.cli._outputs import check_folders
     from asepsis.cli._progress import shown
+    from asepsis.cli._reports import check_reports, kept, write_reports
     from asepsis.data import read
     from asepsis.errors import NoRows
     from asepsis.evaluation.key import PoisonKey
     from asepsis.evaluation.metrics import detection_metrics
-    from asepsis.evaluation.report import scan_html, scan_sarif
+    from asepsis.evaluation.report import save_scan
     from asepsis.training import Settings
     from asepsis.training import scan as scanning
     from asepsis.training.checkpoint import write_whole
@@ -59,7 +63,8 @@ def scan_data(
     choice = defense_config(method, None, settings or [])
     if choice is None:
         raise typer.BadParameter("method none scans nothing")
-    check_folders(json_output, html, sarif)
+    check_folders(json_output)
+    check_reports(output, html=html, sarif=sarif)
     try:
         rows = read(data, text_column=text_column, label_column=label_column)
     except NoRows as error:
@@ -85,10 +90,10 @@ def scan_data(
     content = scan.to_dict(metrics)
     if json_output is not None:
         write_whole(json_output, json.dumps(content, indent=1) + "\n")
-    if html is not None:
-        write_whole(html, scan_html(scan, metrics))
-    if sarif is not None:
-        write_whole(sarif, json.dumps(scan_sarif(scan, data), indent=1) + "\n")
+    with kept(output, needed=html is not None or sarif is not None) as folder:
+        if folder is not None:
+            save_scan(folder, scan, metrics=metrics, poisoned=answers)
+            write_reports(folder, html=html, sarif=sarif)
     _say(content)
     return {"findings": ExitCode.FINDINGS, "none": ExitCode.OK, "inconclusive": ExitCode.ERROR}[scan.verdict]
 

@@ -44,7 +44,11 @@ def scan_model(
     language: Annotated[str, typer.Option(help="Of wordfreq's word list.")] = "en",
     top: Annotated[int, typer.Option(min=0, help="Tokens to list.")] = 50,
     json_output: Annotated[Path | None, typer.Option("--json", help="Write everything found here.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to keep everything found in, for asepsis report.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report here.")] = None,
+    sarif: Annotated[Path | None, typer.Option(help="Write findings for code scanning here.")] = None,
     fail_on: Annotated[
         FailOn, typer.Option(help="Exit with 1 from this finding on; what cannot be decided exits with 2.")
     ] = FailOn.high,
@@ -56,12 +60,14 @@ def scan_model(
     if counts is not None and corpus is not None:
         raise typer.BadParameter("--counts and --corpus both say how frequent tokens are: give one")
     from asepsis.cli._outputs import check_folders
+    from asepsis.cli._reports import check_reports, kept, write_reports
     from asepsis.core.drift import scan_model as scanning
     from asepsis.errors import NoRows
-    from asepsis.evaluation.model_report import model_scan_html
+    from asepsis.evaluation.report import save_model_scan
     from asepsis.training.checkpoint import versions, write_whole
 
-    check_folders(json_output, html)
+    check_folders(json_output)
+    check_reports(output, html=html, sarif=sarif)
     texts = None if corpus is None else _texts(corpus)
     try:
         scan = scanning(model, base=base, counts=counts, corpus=texts, language=language, top=top)
@@ -71,8 +77,10 @@ def scan_model(
     content = {**scan.to_dict(), "model": model, "base": base, "versions": versions()}
     if json_output is not None:
         write_whole(json_output, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    if html is not None:
-        write_whole(html, model_scan_html(scan, tuned=model, base=base, versions=versions()))
+    with kept(output, needed=html is not None or sarif is not None) as folder:
+        if folder is not None:
+            save_model_scan(folder, scan, tuned=model, base=base, versions=versions())
+            write_reports(folder, html=html, sarif=sarif)
     _say(scan)
     if scan.verdict == "inconclusive":
         return ExitCode.ERROR
@@ -95,7 +103,8 @@ def _texts(corpus: Path) -> list[str]:
 
 
 def _say(scan: ModelScan) -> None:
-    from asepsis.evaluation.model_report import TOKEN_HEAD, shown, token_row
+    from asepsis.evaluation.report.models import TOKEN_HEAD, token_row
+    from asepsis.evaluation.report.sections import token_of
 
     report = scan.report
     typer.echo(f"{scan.verdict}: {' '.join(scan.reasons)}")
@@ -103,10 +112,10 @@ def _say(scan: ModelScan) -> None:
         f"{report['rows']:,} rows compared, {report['moved']:,} moved, {report['counted']:,} counted; "
         f"frequencies: {report['frequencies']}"
     )
-    _table([TOKEN_HEAD, *(token_row(token) for token in scan.tokens[:20])])
+    _table([TOKEN_HEAD, *(token_row(token.to_dict()) for token in scan.tokens[:20])])
     moved = sorted((t for t in scan.tensors if t.relative), key=lambda t: -(t.relative or 0.0))
     if moved:
-        _table([["tensor", "relative drift"], *([shown(t.name), f"{t.relative:.2e}"] for t in moved[:5])])
+        _table([["tensor", "relative drift"], *([token_of(t.name), f"{t.relative:.2e}"] for t in moved[:5])])
 
 
 def _table(rows: Sequence[Sequence[str]]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from asepsis.core.evidence import EVIDENCE
 from asepsis.core.weights.find import find_checkpoint
 from asepsis.data import Data
 from asepsis.data.packaged import DEMO_PREFIX, packaged_model
@@ -19,6 +20,8 @@ from asepsis.errors import CheckpointError, DataError
 
 MANIFEST = "asepsis.json"
 ROWS = "asepsis_rows.jsonl"
+#: What a run says about itself; no part of the model.
+RECORDS = frozenset({MANIFEST, ROWS, EVIDENCE})
 FORMAT = 1
 
 _CHUNK = 1 << 22
@@ -141,7 +144,7 @@ def identity(model: str | Path) -> dict[str, str | None]:
         parts = {
             part: _sha256(folder / part)
             for part in _names(folder)
-            if Path(part).suffix in _PARTS and part not in (MANIFEST, ROWS)
+            if Path(part).suffix in _PARTS and part not in RECORDS
         }
         return {"name": name, "revision": None, "sha256": _digest(parts)}
     with find_checkpoint(name) as snapshot:
@@ -177,6 +180,20 @@ def verify(folder: str | Path, *, data: Data | None = None, base: str | Path | N
     if base is not None:
         checks.append(_base(base, manifest.get("origin")))
     return Verification(str(folder), tuple(checks), manifest)
+
+
+def check_unaltered(folder: str | Path, manifest: dict[str, Any], *names: str) -> None:
+    """Raise ``CheckpointError`` where a file of these that is there is not what the manifest says it was."""
+    listed = manifest.get("files")
+    for name in names:
+        path = Path(folder) / name
+        if not isinstance(listed, dict) or not path.is_file():
+            continue
+        found = _compared(name, _described(path), listed.get(name))
+        if found.status != "same":
+            raise CheckpointError(
+                f"{path} is not what {MANIFEST} says it was; asepsis verify {folder} compares all of it"
+            )
 
 
 def _files(root: Path, listed: Any) -> list[Check]:

@@ -36,6 +36,8 @@ class Outcome:
         Rows it unlearned.
     edited : ids
         Tokens whose word embeddings it overwrote, as ids.
+    evidence : dict
+        Arrays that a report draws, by the names of :mod:`asepsis.core.evidence`.
     report : dict
         JSON-ready diagnostics, described by the defense.
     """
@@ -45,4 +47,5 @@ class Outcome:
     flagged: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     isolated: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     edited: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    evidence: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     report: dict[str, Any] = field(default_factory=dict)

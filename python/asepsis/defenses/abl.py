@@ -76,6 +76,7 @@ class _Stage1:
     start: Weights
     base: Losses
     best: Group
+    losses: dict[str, NDArray[Any]]
     report: dict[str, Any]
 
 
@@ -92,6 +93,11 @@ class _Trace:
         self.ledger.observe(np.arange(len(losses.total)), losses.mean)
         self.nan = self.ledger.end_epoch().nan
         self.steps.append(step)
+
+    def evidence(self) -> dict[str, NDArray[Any]]:
+        """Return the trajectories as :mod:`asepsis.core.evidence` keeps them."""
+        columns = [self.ledger.column(t) for t in range(self.ledger.n_columns)]
+        return {"loss.steps": np.array(self.steps, np.int64), "loss.values": np.stack(columns)}
 
 
 class Abl(Defense[AblConfig]):
@@ -202,7 +208,7 @@ class Abl(Defense[AblConfig]):
         # The last group found is the union of all; where nothing was found the ranking itself is all there is.
         best = found[-1] if found else max(tried, key=lambda group: group.strength)
         report = self._report(trace, rankings, tried, best, data, gamma)
-        return _Stage1(start, base, best, report)
+        return _Stage1(start, base, best, trace.evidence(), report)
 
     def _rankings(self, trace: _Trace, data: Data, gamma: float) -> list[Ranking]:
         """Return a ranking for each snapshot, or one for reducers that look at all of them."""
@@ -305,7 +311,12 @@ class Abl(Defense[AblConfig]):
         scores = stage1.best.scores
         suspicion = np.where(np.isfinite(scores), scores, np.nanmin(scores)).astype(np.float32)
         return Outcome(
-            acted=acted, suspicion=suspicion, flagged=dropped, isolated=isolated, report=stage1.report
+            acted=acted,
+            suspicion=suspicion,
+            flagged=dropped,
+            isolated=isolated,
+            evidence=stage1.losses,
+            report=stage1.report,
         )
 
 

@@ -62,6 +62,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asepsis.core.evidence import moved_tokens
 from asepsis.core.exposure import is_tied, word_embeddings
 from asepsis.core.phases import (
     Acted,
@@ -159,6 +160,7 @@ class Btu(Defense[BtuConfig]):
             acted=Acted(samples=len(data), tokens=len(flagged), steps=steps),
             suspicion=found.suspicion(),
             edited=flagged if purged.rows else np.empty(0, np.int64),
+            evidence=self._evidence(plan, found),
             report=report,
         )
 
@@ -175,6 +177,7 @@ class Btu(Defense[BtuConfig]):
         return Outcome(
             acted=Acted(samples=len(untrusted), tokens=len(found.flagged)),
             suspicion=found.suspicion(),
+            evidence=self._evidence(plan, found),
             report=self._report(data, plan, found) | {"verdict": "doubtful"},
         )
 
@@ -292,6 +295,11 @@ class Btu(Defense[BtuConfig]):
         if c.mode == "reference":
             return purge_dimensions(words, plan.before, flagged, values, rule=c.threshold_rule)
         return purge_rows(words, flagged, values)
+
+    def _evidence(self, plan: _Plan, found: Exposure) -> dict[str, np.ndarray[Any, Any]]:
+        """Keep how far the first exposure moved each candidate."""
+        ids, expected = np.flatnonzero(found.rounds[0].candidates), plan.frequencies.per_ten_million
+        return moved_tokens(ids, found.rounds[0].l2[ids], None if expected is None else expected[ids])
 
     def _report(self, data: Data, plan: _Plan, found: Exposure) -> dict[str, Any]:
         """Describe what was exposed, JSON-ready."""

@@ -37,6 +37,7 @@ import numpy as np
 
 from asepsis.core.drift.rows import compare_rows
 from asepsis.core.embeddings import Floats, Mask, Motion, epur_score, motion, top_k
+from asepsis.core.evidence import moved_tokens
 from asepsis.core.phases import Acted, Outcome, Rewrite, Script, Train
 from asepsis.core.reset import reset_rows
 from asepsis.core.weights import Checkpoint, Frequencies, Vocabulary
@@ -121,7 +122,13 @@ class Epur(Defense[EpurConfig]):
             "rows_matched_by": found.rows.matched_by,
             "tuned": bool(c.tune_epochs),
         }
-        return Outcome(acted=Acted(tokens=len(ids), steps=steps), report=report)
+        seen = found.eligible
+        moved = moved_tokens(
+            found.ids[seen],
+            found.motion.drift[seen],
+            None if found.frequency is None else found.frequency[seen],
+        )
+        return Outcome(acted=Acted(tokens=len(ids), steps=steps), evidence=moved, report=report)
 
     def _evidence(self, base: Checkpoint, victim: Checkpoint) -> _Evidence:
         rows = TokenRows.of(victim, base)

@@ -102,6 +102,35 @@ def auroc(suspicion: Floats, is_poisoned: Flags) -> float | None:
     return float(above / (positives * negatives))
 
 
+def auroc_interval(suspicion: Floats, is_poisoned: Flags) -> dict[str, float] | None:
+    """Return AUROC as ``value`` with the ``low`` and ``high`` of its 95 % interval; None unless both kinds are present.
+
+    The areas that the one found does not refute: those less than 1.96 of their own standard errors away, by the variance
+    of Hanley and McNeil (Radiology 1982). It stays inside [0, 1] and does not shrink to a point at 1.
+    """
+    found = auroc(suspicion, is_poisoned)
+    if found is None:
+        return None
+    m = int(np.sum(is_poisoned))
+    n, z = len(is_poisoned) - m, NormalDist().inv_cdf(0.975)
+
+    def refuted(area: float) -> bool:
+        spread = 1 + (m - 1) * (1 - area) / (2 - area) + (n - 1) * area / (1 + area)
+        return abs(found - area) > z * math.sqrt(area * (1 - area) * spread / (m * n))
+
+    def end(outside: float) -> float:
+        inside = found
+        if not refuted(outside):
+            return outside
+        for _ in range(50):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if refuted(middle) else (middle, outside)
+        return inside
+
+    # the ends themselves have no variance and are refuted by anything else
+    return {"value": found, "low": end(0.0), "high": end(1.0)}
+
+
 def roc_curve(suspicion: Floats, is_poisoned: Flags) -> Roc | None:
     """Return a point for flagging nothing (threshold inf) and one per distinct suspicion, falling.
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from asepsis.core.evidence import write_evidence
 from asepsis.core.export import save_adapter
 from asepsis.core.export_rows import save_adapter_with_rows
 from asepsis.core.folders import whole_folder
+from asepsis.core.judged import write_judged
 from asepsis.core.lora import layers
 from asepsis.core.manifest import ROWS, check_writable, write_manifest
 from asepsis.core.phases import Ids, Outcome
@@ -44,7 +45,14 @@ def save_run(
     with whole_folder(target) as scratch:
         _save_model(model, tokenizer, scratch, data, outcome.edited)
         tokenizer.save_pretrained(scratch)
-        _write_rows(scratch / ROWS, outcome, data)
+        write_judged(
+            scratch / ROWS,
+            data,
+            suspicion=outcome.suspicion,
+            flagged=np.isin(data.sample_ids, outcome.flagged),
+            isolated=np.isin(data.sample_ids, outcome.isolated),
+        )
+        write_evidence(scratch, outcome.evidence)
         write_manifest(scratch, manifest)
     return target
 
@@ -79,21 +87,6 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
-
-
-def _write_rows(path: Path, outcome: Outcome, data: Data) -> None:
-    """One line a row: its id, its suspicion (higher is worse), whether it was flagged and whether unlearned."""
-    flagged, isolated = set(outcome.flagged.tolist()), set(outcome.isolated.tolist())
-    with path.open("w", encoding="utf-8") as file:
-        for position, sample_id in enumerate(data.sample_ids.tolist()):
-            suspicion = None if outcome.suspicion is None else float(outcome.suspicion[position])
-            row = {
-                "sample_id": sample_id,
-                "suspicion": suspicion if suspicion is None or np.isfinite(suspicion) else None,
-                "flagged": sample_id in flagged,
-                "isolated": sample_id in isolated,
-            }
-            file.write(json.dumps(row) + "\n")
 
 
 def versions() -> dict[str, str]:

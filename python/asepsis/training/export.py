@@ -8,11 +8,11 @@ from typing import Any
 
 from asepsis.core.export import FACTORS
 from asepsis.core.folders import whole_folder
-from asepsis.core.manifest import MANIFEST, ROWS
+from asepsis.core.manifest import RECORDS
 from asepsis.errors import CheckpointError, ModelError
 from asepsis.training.models import load_trained
 
-_OURS = frozenset({MANIFEST, ROWS, FACTORS})
+_OURS = RECORDS | {FACTORS}
 
 
 def export_folder(folder: str | Path, output: str | Path, *, merge: bool = False) -> Path:

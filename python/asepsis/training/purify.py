@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from asepsis.core.evidence import write_evidence
 from asepsis.core.folders import whole_folder
-from asepsis.core.manifest import FORMAT, MANIFEST, ROWS, check_writable, identity, write_manifest
+from asepsis.core.manifest import FORMAT, RECORDS, check_writable, identity, write_manifest
 from asepsis.core.phases import Outcome, Script
 from asepsis.core.weights import Checkpoint, find_checkpoint
 from asepsis.data import Data, read
@@ -83,8 +84,11 @@ class Purified:
         check_writable(target)
         with whole_folder(target) as scratch:
             for file in sorted(self.folder.iterdir()):
-                if file.name not in (MANIFEST, ROWS):
+                if file.name not in RECORDS:
                     shutil.copyfile(file, scratch / file.name)
+            for outcome in self.outcomes.values():
+                if outcome.evidence:
+                    write_evidence(scratch, outcome.evidence)
             write_manifest(scratch, self.manifest)
         return target
 

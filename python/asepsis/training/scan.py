@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +38,8 @@ class Scan:
     method : str
     manifest : dict
         Settings, versions and the method's diagnostics.
+    evidence : dict
+        Arrays of the scanned rows that a report draws, see :mod:`asepsis.core.evidence`.
     """
 
     data: Data
@@ -47,6 +49,7 @@ class Scan:
     verdict: Verdict
     method: str
     manifest: dict[str, Any]
+    evidence: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
 
     def split(self) -> tuple[Data | None, Data | None]:
         """Return the rows not flagged and the rows flagged, order kept; None for an empty part."""
@@ -146,7 +149,11 @@ def scan_data(
         threshold = float(suspicion[flagged].min()) if flagged.any() else None
         doubtful = run.outcome.report.get("verdict") == "doubtful"
         verdict = "findings" if flagged.any() else "inconclusive" if doubtful else "none"
-    return Scan(rows, suspicion, flagged, threshold, verdict, describe(method)["name"], run.manifest)
+    evidence = dict(run.outcome.evidence)
+    if "loss.values" in evidence:
+        evidence["loss.values"] = evidence["loss.values"][:, :n]
+    name = describe(method)["name"]
+    return Scan(rows, suspicion, flagged, threshold, verdict, name, run.manifest, evidence)
 
 
 def _joined(rows: Data, trusted: Data) -> tuple[Data, Ids]:

@@ -125,6 +125,8 @@ class ModelScan:
         ``(id, token)`` of tokens that the base does not know: listed, never scored.
     report
         Counts and settings: rows compared, padding rows, decay, zeros, where frequencies come from.
+    frequency
+        ``[V]`` per ten million tokens of clean text, by id as ``scores`` and ``eligible`` are; None where unknown.
     """
 
     tokens: list[TokenDrift]
@@ -137,6 +139,7 @@ class ModelScan:
     report: dict[str, Any]
     scores: Mapping[str, Floats] = field(repr=False)
     eligible: Mask = field(repr=False)
+    frequency: Floats | None = field(repr=False, default=None)
 
     def flagged_ids(self, k: int, score: str = "excess") -> Ids:
         """Return the ``k`` ids of highest ``score``, ties by id; never a protected one, one without a reference, or still.

@@ -208,6 +208,7 @@ class _Scene:
             report=report,
             scores={name: _spread(values, rows.ids, size) for name, values in rows.scores.items()},
             eligible=_spread(rows.eligible.astype(np.float64), rows.ids, size) == 1,
+            frequency=None if rows.frequency is None else _spread(rows.frequency, rows.ids, size),
         )
 
     def _reference_ids(self, rows: Rows) -> Ids:
