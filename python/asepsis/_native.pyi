@@ -5,6 +5,8 @@
 released while work runs.
 """
 
+import os
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
@@ -60,16 +62,33 @@ def row_stats(
 
 @final
 class Ledger:
-    def __new__(cls, n: int, *, ema_decay: float = 0.9) -> Ledger: ...
+    def __new__(
+        cls,
+        n: int,
+        *,
+        ema_decay: float = 0.9,
+        memory_limit: int | None = None,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> Ledger: ...
     @property
     def n_samples(self) -> int: ...
     @property
     def n_columns(self) -> int: ...
+    @property
+    def n_mapped(self) -> int: ...
     def observe(self, positions: npt.NDArray[np.int64], losses: npt.NDArray[np.float32]) -> None: ...
     def end_epoch(self) -> dict[Literal["observed", "nan", "inf", "n"], int]: ...
     def state(self) -> tuple[float, dict[str, npt.NDArray[Any]]]: ...
+    def epoch(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint64]]: ...
     @staticmethod
-    def from_state(n: int, ema_decay: float, arrays: dict[str, npt.NDArray[Any]]) -> Ledger: ...
+    def from_state(
+        n: int,
+        ema_decay: float,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        *,
+        memory_limit: int | None = None,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> Ledger: ...
     def column(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]: ...
     def scores(
         self,

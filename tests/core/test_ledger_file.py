@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 
 import numpy as np
@@ -69,10 +70,10 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     ledger = recorded(epochs=1)
     ledger.save(path)
 
-    def full(tensors, name, metadata):
+    def full(*args, **settings):
         raise OSError(28, "no space left")
 
-    monkeypatch.setattr(ledger_file, "save_file", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(LedgerError, match="no space left"):
         recorded(epochs=2).save(path)
     same(ledger, LossLedger.load(path))

@@ -23,6 +23,8 @@ from asepsis.errors import LedgerError
 Reducer: TypeAlias = Literal[
     "last", "ema", "mean", "mean_rank", "rank_ema", "auc_loss", "first_below", "drop", "seep"
 ]
+#: Bytes of columns that stay in memory.
+MEMORY_LIMIT = 4 << 30
 Array: TypeAlias = "npt.NDArray[Any] | torch.Tensor"
 
 
@@ -49,11 +51,17 @@ class LossLedger:
         Number of samples, at least 1.
     ema_decay
         In ``[0, 1)``: the averages move by ``ema = ema_decay * ema + (1 - ema_decay) * new``.
+    memory_limit
+        Bytes that columns may take in memory, 4 GiB by default. 0 puts every column into a file.
+    folder
+        Where the files go; the system's folder for temporary files by default, which on some systems is memory
+        itself. They have no names, and are gone when the ledger or the process is. After a fork the child may not
+        write to a column in a file, which it would share with its parent.
 
     Raises
     ------
     LedgerError
-        ``n`` or ``ema_decay`` is out of bounds.
+        ``n``, ``ema_decay`` or ``memory_limit`` is out of bounds.
 
     Examples
     --------
@@ -66,8 +74,15 @@ class LossLedger:
     array([2, 0])
     """
 
-    def __init__(self, n: int, *, ema_decay: float = 0.9) -> None:
-        self._native = _native.Ledger(n, ema_decay=ema_decay)
+    def __init__(
+        self,
+        n: int,
+        *,
+        ema_decay: float = 0.9,
+        memory_limit: int = MEMORY_LIMIT,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._native = _native.Ledger(n, ema_decay=ema_decay, memory_limit=memory_limit, folder=folder)
 
     @property
     def n_samples(self) -> int:
@@ -78,6 +93,11 @@ class LossLedger:
     def n_columns(self) -> int:
         """Number of closed epochs."""
         return self._native.n_columns
+
+    @property
+    def n_mapped(self) -> int:
+        """Number of columns that lie in files, the open one among them."""
+        return self._native.n_mapped
 
     def observe(self, positions: Array, losses: Array) -> None:
         """Record the losses of a batch. The last write wins, inside a batch and between batches of an epoch.
@@ -93,8 +113,9 @@ class LossLedger:
         Raises
         ------
         LedgerError
-            A position outside ``0..n-1``, shapes that differ, dtypes that are not integer and floating, or a
-            tensor that is not in CPU memory. Nothing is recorded then.
+            A position outside ``0..n-1``, shapes that differ, dtypes that are not integer and floating, a
+            tensor that is not in CPU memory; no room for a column, in memory or in the folder. Nothing is
+            recorded then.
         """
         self._native.observe(
             _borrow("positions", positions, np.integer, np.int64),
@@ -218,7 +239,7 @@ class LossLedger:
         """Write everything, the open epoch too, to a safetensors file with a checksum.
 
         A file that is there is replaced in one step, once all of it is on the disk: whoever reads meets the old
-        ledger or the new one. While it is written the ledger is in memory a second time.
+        ledger or the new one. Columns are copied one at a time.
 
         Raises
         ------
@@ -228,8 +249,16 @@ class LossLedger:
         ledger_file.write(self._native, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> LossLedger:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        memory_limit: int = MEMORY_LIMIT,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> LossLedger:
         """The ledger that :meth:`save` wrote: it goes on as the other would have, to the last bit.
+
+        ``memory_limit`` and ``folder`` are as for the ledger itself: the file is read, not kept open.
 
         Raises
         ------
@@ -237,7 +266,7 @@ class LossLedger:
             The file cannot be read, is no ledger, or is not as it was written.
         """
         ledger = cls.__new__(cls)
-        ledger._native = ledger_file.read(path)
+        ledger._native = ledger_file.read(path, memory_limit=memory_limit, folder=folder)
         return ledger
 
     def _count(self, ratio: float | None, k: int | None) -> int:

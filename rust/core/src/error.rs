@@ -1,6 +1,7 @@
 //! What can go wrong, with the numbers that show it.
 
 use std::fmt;
+use std::path::PathBuf;
 
 /// Every failure of this crate. Messages are lower-case and carry what was got and what was wanted.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,6 +96,17 @@ pub enum Error {
         /// Its length.
         n: usize,
     },
+    /// A column that should lie in a file has none.
+    Storage {
+        /// The folder that was to hold it.
+        folder: PathBuf,
+        /// How large it is.
+        bytes: u64,
+        /// What the system said.
+        problem: String,
+    },
+    /// A forked process would write to a column that its parent maps too.
+    ForkedMap,
     /// A forked process waits for a lock that a thread of its parent held.
     Forked,
     /// An epoch was closed without a single observation.
@@ -155,6 +167,16 @@ impl fmt::Display for Error {
             Self::OutOfMemory { n } => {
                 write!(f, "there is no memory for {n} values")
             }
+            Self::Storage { folder, bytes, problem } => write!(
+                f,
+                "a column of {bytes} bytes cannot be put into {}: {problem}; make room there, or give another folder \
+                 or a higher memory_limit; nothing was recorded",
+                folder.display()
+            ),
+            Self::ForkedMap => f.write_str(
+                "this process was forked, and the ledger's open column lies in a file that it shares with its parent; \
+                 record losses in the parent, or raise memory_limit",
+            ),
             Self::Forked => f.write_str(
                 "this process was forked while a thread of its parent worked on the ledger, which cannot be used here; \
                  use it in the parent, or fork between batches",

@@ -1,6 +1,8 @@
 //! The per-sample loss ledger.
 
-use crate::column::{Column, filled};
+use std::path::Path;
+
+use crate::column::{Column, Storage, filled};
 use crate::order::{NanPolicy, RankMethod, ranks};
 use crate::reduce::{Reducer, Trajectory};
 use crate::{Error, Result};
@@ -23,10 +25,11 @@ pub struct Coverage {
 /// Losses go into the open column by [`observe`](Self::observe) in any order; [`end_epoch`](Self::end_epoch)
 /// closes it. A sample that is not observed in an epoch has no loss there, which is not the same as a NaN
 /// loss.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Ledger {
     pub(crate) n: usize,
     pub(crate) ema_decay: f64,
+    storage: Storage,
     pub(crate) columns: Vec<Column>,
     pub(crate) open: Option<Column>,
     pub(crate) epochs_seen: Vec<u32>,
@@ -36,12 +39,21 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// A ledger of `n` samples. The averages move by `ema = ema_decay * ema + (1 - ema_decay) * new`.
+    /// A ledger of `n` samples in memory. The averages move by `ema = ema_decay * ema + (1 - ema_decay) * new`.
     ///
     /// # Errors
     ///
     /// [`Error::OutOfBounds`] when `n` is 0 or `ema_decay` is outside `[0, 1)`, [`Error::OutOfMemory`].
     pub fn new(n: usize, ema_decay: f64) -> Result<Self> {
+        Self::stored(n, ema_decay, Storage::default())
+    }
+
+    /// [`Ledger::new`], with columns that go to files when there are many. No result depends on where they lie.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Ledger::new`].
+    pub fn stored(n: usize, ema_decay: f64, storage: Storage) -> Result<Self> {
         if n == 0 {
             return Err(Error::OutOfBounds { name: "n", got: 0.0, wanted: "at least 1" });
         }
@@ -51,6 +63,7 @@ impl Ledger {
         Ok(Self {
             n,
             ema_decay,
+            storage,
             columns: Vec::new(),
             open: None,
             epochs_seen: filled(n, 0)?,
@@ -72,13 +85,32 @@ impl Ledger {
         self.columns.len()
     }
 
+    /// How many columns lie in files, the open one among them.
+    #[must_use]
+    pub fn n_mapped(&self) -> usize {
+        self.columns.iter().chain(&self.open).filter(|column| column.is_mapped()).count()
+    }
+
+    /// How much of an average stays.
+    #[must_use]
+    pub fn ema_decay(&self) -> f64 {
+        self.ema_decay
+    }
+
+    /// The folder of the next column, none where it has room in memory.
+    pub(crate) fn place(&self) -> Option<&Path> {
+        let in_memory = self.columns.iter().chain(&self.open).filter(|column| !column.is_mapped()).count();
+        let bytes = Column::bytes(self.n).saturating_mul(in_memory as u64 + 1);
+        (bytes > self.storage.memory_limit).then_some(&self.storage.folder)
+    }
+
     /// Writes the losses of a batch into the open column. The last write wins, inside a batch and between
     /// batches.
     ///
     /// # Errors
     ///
     /// [`Error::LengthMismatch`], [`Error::PositionOutOfRange`]; both before anything is written.
-    /// [`Error::OutOfMemory`] on the first batch of an epoch.
+    /// [`Error::OutOfMemory`] and [`Error::Storage`] on the first batch of an epoch; [`Error::ForkedMap`].
     pub fn observe(&mut self, positions: &[i64], losses: &[f32]) -> Result<()> {
         if positions.len() != losses.len() {
             return Err(Error::LengthMismatch { name: "losses", got: losses.len(), wanted: positions.len() });
@@ -88,15 +120,11 @@ impl Ledger {
         if let Some(at) = positions.iter().position(outside) {
             return Err(Error::PositionOutOfRange { position: positions[at], at, n });
         }
-        if self.open.is_none() {
-            self.open = Some(Column::new(n)?);
-        }
-        if let Some(column) = &mut self.open {
-            for (&position, &loss) in positions.iter().zip(losses) {
-                column.set(position as usize, loss);
-            }
-        }
-        Ok(())
+        let column = match self.open.take() {
+            Some(column) => column,
+            None => Column::new(n, self.place())?,
+        };
+        self.open.insert(column).write(positions, losses)
     }
 
     /// Closes the open column and moves the averages of the samples it observed.
@@ -188,7 +216,7 @@ impl Ledger {
         (0..self.n).map(|row| score(Trajectory { columns, row }) as f32).collect()
     }
 
-    fn closed(&self, index: usize) -> Result<&Column> {
+    pub(crate) fn closed(&self, index: usize) -> Result<&Column> {
         let n_columns = self.columns.len();
         self.columns.get(index).ok_or(Error::NoSuchColumn { index, n_columns })
     }

@@ -27,7 +27,7 @@
 //! | [`bottom_k_per_class`] | two reads of the labels, one of the values, and `O(k)` | 18 B per value picked; 16 B per value when the classes are too many to sample |
 //! | [`argsort`] | at most nine reads | 16 B per value, 8 B of these returned |
 //! | [`ranks`] | at most ten reads, by histogram two | 16 B per value, 8 B returned; by histogram none |
-//! | [`Ledger::observe`] | `O(b)` | 4.125 B per sample, once per epoch |
+//! | [`Ledger::observe`] | `O(b)` | 4.125 B per sample, once per epoch, in memory or past [`Storage::memory_limit`] in a file |
 //! | [`Ledger::end_epoch`] | `O(N)` | 28 B per sample, freed on return |
 //! | [`Ledger::scores`] | `O(N E)` | 4 B returned |
 //! | [`row_stats`] | one read of both matrices | 16 B per row of each, 24 B per column and thread, 48 B per row returned |
@@ -56,6 +56,7 @@ mod error;
 mod histogram;
 mod ledger;
 mod load;
+mod machine;
 mod mixing;
 mod order;
 mod pair;
@@ -66,9 +67,9 @@ mod row_block;
 mod row_stats;
 mod row_visit;
 mod select;
-mod simd;
 mod state;
 
+pub use column::Storage;
 pub use error::Error;
 pub use ledger::{Coverage, Ledger};
 pub use mixing::{Mask, mix};
@@ -77,7 +78,7 @@ pub use pair::key;
 pub use per_class::bottom_k_per_class;
 pub use reduce::Reducer;
 pub use row_stats::{ColumnSums, Dtype, Matrix, Options, Row, row_stats};
-pub use state::{Epoch, State};
+pub use state::{Epoch, Restore, State};
 
 /// What every routine of this crate returns.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -5,8 +5,9 @@ use std::thread;
 
 use crate::column::filled;
 use crate::load::{Bf16, F16, F32, Load};
+use crate::machine::simd;
 use crate::row_block::{Block, Scratch};
-use crate::{Error, Result, simd};
+use crate::{Error, Result};
 
 /// Rows that one thread works on at a time. The results hang on it, through the column sums.
 const BLOCK: usize = 256;

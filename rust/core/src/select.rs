@@ -10,8 +10,9 @@ use std::thread;
 
 use crate::bound::{BLOCK, Bound};
 use crate::column::reserved;
+use crate::machine::simd;
 use crate::pair::{Pair, key};
-use crate::{Result, radix, simd};
+use crate::{Result, radix};
 
 /// Fewer values than this are sorted whole: sampling would cost more.
 const FEW: usize = 2048;

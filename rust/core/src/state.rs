@@ -1,15 +1,11 @@
-//! A ledger taken apart and put together again.
+//! A ledger taken apart and put together again, one epoch at a time.
 
-use crate::column::{Column, reserved};
+use crate::column::{Column, Storage, reserved};
 use crate::{Error, Ledger, Result};
 
-/// All that a [`Ledger`] knows.
+/// All that a [`Ledger`] knows but its closed epochs. These never change: [`Ledger::epoch`] gives them one by one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct State {
-    /// Number of samples.
-    pub n: usize,
-    /// How much of an average stays.
-    pub ema_decay: f64,
     /// In how many closed epochs each sample was observed.
     pub epochs_seen: Vec<u32>,
     /// Moving average of the loss, NaN before the first.
@@ -18,10 +14,10 @@ pub struct State {
     pub rank_ema: Vec<f32>,
     /// Sum of the normalized ranks.
     pub rank_sum: Vec<f64>,
-    /// The closed epochs.
-    pub columns: Vec<Epoch>,
     /// The epoch under way, if a batch was observed.
     pub open: Option<Epoch>,
+    /// How many epochs are closed.
+    pub n_columns: usize,
 }
 
 /// One epoch.
@@ -37,64 +33,96 @@ impl Epoch {
     fn of(column: &Column) -> Result<Self> {
         Ok(Self { losses: copy(column.losses())?, observed: copy(column.words())? })
     }
-
-    fn into_column(self, n: usize) -> Result<Column> {
-        Column::from_parts(self.losses, self.observed, n)
-    }
 }
 
 impl Ledger {
-    /// A copy of everything, from which [`from_state`](Self::from_state) makes an equal ledger.
+    /// A copy of what may still change.
     ///
     /// # Errors
     ///
     /// [`Error::OutOfMemory`].
     pub fn state(&self) -> Result<State> {
         Ok(State {
-            n: self.n,
-            ema_decay: self.ema_decay,
             epochs_seen: copy(&self.epochs_seen)?,
             loss_ema: copy(&self.loss_ema)?,
             rank_ema: copy(&self.rank_ema)?,
             rank_sum: copy(&self.rank_sum)?,
-            columns: self.columns.iter().map(Epoch::of).collect::<Result<_>>()?,
             open: self.open.as_ref().map(Epoch::of).transpose()?,
+            n_columns: self.columns.len(),
         })
     }
 
-    /// The ledger of a state.
+    /// A copy of a closed epoch.
     ///
     /// # Errors
     ///
-    /// Those of [`Ledger::new`]; [`Error::LengthMismatch`] when a part has not as many values as there are samples,
-    /// [`Error::Inconsistent`] when samples were seen in other epochs than the columns say.
-    pub fn from_state(state: State) -> Result<Self> {
-        // an empty ledger checks the settings; its memory is given back at once
-        let mut ledger = Self::new(state.n, state.ema_decay)?;
-        let n = state.n;
-        for (name, got) in [
-            ("epochs_seen", state.epochs_seen.len()),
-            ("loss_ema", state.loss_ema.len()),
-            ("rank_ema", state.rank_ema.len()),
-            ("rank_sum", state.rank_sum.len()),
+    /// [`Error::NoSuchColumn`], [`Error::OutOfMemory`].
+    pub fn epoch(&self, index: usize) -> Result<Epoch> {
+        Epoch::of(self.closed(index)?)
+    }
+}
+
+/// A ledger that is put together again: its closed epochs in their order, then its state.
+#[derive(Debug)]
+pub struct Restore {
+    ledger: Ledger,
+}
+
+impl Restore {
+    /// Starts with no epoch.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Ledger::stored`].
+    pub fn new(n: usize, ema_decay: f64, storage: Storage) -> Result<Self> {
+        Ok(Self { ledger: Ledger::stored(n, ema_decay, storage)? })
+    }
+
+    /// Adds a closed epoch.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LengthMismatch`] when it has not as many values as there are samples, [`Error::Inconsistent`] when it
+    /// observed a sample beyond the last, [`Error::Storage`].
+    pub fn epoch(&mut self, epoch: Epoch) -> Result<()> {
+        let column = self.column(epoch)?;
+        self.ledger.columns.push(column);
+        Ok(())
+    }
+
+    /// The ledger with this state.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Restore::epoch`]; [`Error::Inconsistent`] when samples were seen in other epochs than the columns say.
+    pub fn finish(mut self, state: State) -> Result<Ledger> {
+        let n = self.ledger.n;
+        for (name, got, wanted) in [
+            ("epochs_seen", state.epochs_seen.len(), n),
+            ("loss_ema", state.loss_ema.len(), n),
+            ("rank_ema", state.rank_ema.len(), n),
+            ("rank_sum", state.rank_sum.len(), n),
+            ("columns", self.ledger.columns.len(), state.n_columns),
         ] {
-            if got != n {
-                return Err(Error::LengthMismatch { name, got, wanted: n });
+            if got != wanted {
+                return Err(Error::LengthMismatch { name, got, wanted });
             }
         }
-        let columns = state.columns.into_iter().map(|epoch| epoch.into_column(n));
-        ledger.columns = columns.collect::<Result<Vec<_>>>()?;
-        ledger.open = state.open.map(|epoch| epoch.into_column(n)).transpose()?;
+        self.ledger.open = state.open.map(|epoch| self.column(epoch)).transpose()?;
         for (row, &seen) in state.epochs_seen.iter().enumerate() {
-            if ledger.columns.iter().filter(|column| column.is_observed(row)).count() != seen as usize {
+            if self.ledger.columns.iter().filter(|column| column.is_observed(row)).count() != seen as usize {
                 return Err(Error::Inconsistent { name: "epochs_seen", row });
             }
         }
-        ledger.epochs_seen = state.epochs_seen;
-        ledger.loss_ema = state.loss_ema;
-        ledger.rank_ema = state.rank_ema;
-        ledger.rank_sum = state.rank_sum;
-        Ok(ledger)
+        self.ledger.epochs_seen = state.epochs_seen;
+        self.ledger.loss_ema = state.loss_ema;
+        self.ledger.rank_ema = state.rank_ema;
+        self.ledger.rank_sum = state.rank_sum;
+        Ok(self.ledger)
+    }
+
+    fn column(&self, epoch: Epoch) -> Result<Column> {
+        Column::from_parts(epoch.losses, epoch.observed, self.ledger.n, self.ledger.place())
     }
 }
 

@@ -3,7 +3,8 @@
 use std::cmp::Ordering;
 
 use asepsis_core::{
-    Error, Ledger, NanPolicy, RankMethod, Reducer, State, bottom_k, bottom_k_per_class, jaccard, key, ranks,
+    Epoch, Error, Ledger, NanPolicy, RankMethod, Reducer, Restore, State, Storage, bottom_k,
+    bottom_k_per_class, jaccard, key, ranks,
 };
 use proptest::prelude::*;
 
@@ -168,8 +169,49 @@ fn history() -> impl Strategy<Value = Vec<Vec<Vec<(i64, f32)>>>> {
     prop::collection::vec(epoch, 1..5)
 }
 
-fn record(history: &[Vec<Vec<(i64, f32)>>]) -> (Ledger, Vec<[Option<f32>; N]>) {
-    let mut ledger = Ledger::new(N, DECAY).unwrap();
+fn in_files(memory_limit: u64) -> Storage {
+    Storage { memory_limit, ..Storage::default() }
+}
+
+/// Every bit that a ledger shows.
+fn bits(ledger: &Ledger) -> Vec<u64> {
+    let mut bits: Vec<u64> = vec![];
+    for by in [
+        Reducer::Last,
+        Reducer::Ema,
+        Reducer::Mean,
+        Reducer::MeanRank,
+        Reducer::RankEma,
+        Reducer::AucLoss,
+        Reducer::FirstBelow(0.5),
+        Reducer::Drop,
+        Reducer::Seep,
+    ] {
+        bits.extend(ledger.scores(by).unwrap().iter().map(|x| u64::from(x.to_bits())));
+    }
+    for index in 0..ledger.n_columns() {
+        let epoch = ledger.epoch(index).unwrap();
+        bits.extend(epoch.losses.iter().map(|x| u64::from(x.to_bits())));
+        bits.extend(epoch.observed);
+    }
+    bits
+}
+
+/// The ledger of the parts of another, after a change to them.
+fn put_together(
+    ledger: &Ledger,
+    storage: Storage,
+    change: impl Fn(&mut State, &mut Vec<Epoch>),
+) -> Result<Ledger, Error> {
+    let mut state = ledger.state()?;
+    let mut epochs = (0..ledger.n_columns()).map(|at| ledger.epoch(at)).collect::<Result<Vec<_>, _>>()?;
+    change(&mut state, &mut epochs);
+    let mut parts = Restore::new(ledger.n_samples(), ledger.ema_decay(), storage)?;
+    epochs.into_iter().try_for_each(|epoch| parts.epoch(epoch))?;
+    parts.finish(state)
+}
+
+fn record(mut ledger: Ledger, history: &[Vec<Vec<(i64, f32)>>]) -> (Ledger, Vec<[Option<f32>; N]>) {
     let mut columns = vec![];
     for epoch in history {
         let mut column = [None; N];
@@ -224,7 +266,7 @@ fn close(got: f32, wanted: f64) -> bool {
 proptest! {
     #[test]
     fn columns_hold_the_last_write_and_tell_missing_from_nan(history in history()) {
-        let (ledger, columns) = record(&history);
+        let (ledger, columns) = record(Ledger::new(N, DECAY).unwrap(), &history);
         prop_assert_eq!(ledger.n_columns(), columns.len());
         for (i, column) in columns.iter().enumerate() {
             let (losses, observed) = (ledger.column(i).unwrap(), ledger.observed(i).unwrap());
@@ -238,7 +280,7 @@ proptest! {
 
     #[test]
     fn scores_are_what_the_definitions_say(history in history(), threshold in -1.0f32..20.0) {
-        let (ledger, columns) = record(&history);
+        let (ledger, columns) = record(Ledger::new(N, DECAY).unwrap(), &history);
         let normalized: Vec<Vec<f64>> = columns.iter().map(|column| {
             let seen: Vec<f32> = column.iter().flatten().copied().collect();
             let mut own = ranks(&seen, RankMethod::Average, NanPolicy::Last).unwrap().into_iter();
@@ -266,17 +308,27 @@ proptest! {
         history in history(),
         open in prop::collection::vec((0..N as i64, loss()), 0..6),
     ) {
-        let (mut ledger, _) = record(&history);
+        let (mut ledger, _) = record(Ledger::new(N, DECAY).unwrap(), &history);
         let (positions, losses): (Vec<i64>, Vec<f32>) = open.into_iter().unzip();
         if !positions.is_empty() {
             ledger.observe(&positions, &losses).unwrap();
         }
-        let mut again = Ledger::from_state(ledger.state().unwrap()).unwrap();
+        let mut again = put_together(&ledger, in_files(u64::MAX), |_, _| {}).unwrap();
         prop_assert_eq!(ledger.end_epoch(), again.end_epoch());
-        for by in [Reducer::Ema, Reducer::Mean, Reducer::MeanRank, Reducer::RankEma, Reducer::Drop] {
-            let bits = |ledger: &Ledger| ledger.scores(by).unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            prop_assert_eq!(bits(&ledger), bits(&again));
-        }
+        prop_assert_eq!(bits(&ledger), bits(&again));
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "miri maps no files")]
+    fn no_bit_depends_on_where_columns_lie(history in history(), limit in 0..130u64) {
+        let (ledger, _) = record(Ledger::new(N, DECAY).unwrap(), &history);
+        // a column of nine samples is 44 bytes, so that all, some or none of them lie in files
+        let (stored, _) = record(Ledger::stored(N, DECAY, in_files(limit)).unwrap(), &history);
+        prop_assert_eq!(stored.n_mapped(), history.len().saturating_sub(limit as usize / 44));
+        prop_assert_eq!(bits(&stored), bits(&ledger));
+        let again = put_together(&ledger, in_files(limit), |_, _| {}).unwrap();
+        prop_assert_eq!(again.n_mapped(), stored.n_mapped());
+        prop_assert_eq!(bits(&again), bits(&ledger));
     }
 
     #[test]
@@ -284,7 +336,7 @@ proptest! {
         good in prop::collection::vec((0..N as i64, loss()), 1..6),
         bad in prop::sample::select(vec![-1, N as i64, i64::MIN, i64::MAX]),
     ) {
-        let (mut ledger, _) = record(&[vec![vec![(0, 1.0)]]]);
+        let (mut ledger, _) = record(Ledger::new(N, DECAY).unwrap(), &[vec![vec![(0, 1.0)]]]);
         let (mut positions, mut values): (Vec<i64>, Vec<f32>) = good.iter().copied().unzip();
         let at = positions.len();
         positions.push(bad);
@@ -310,27 +362,40 @@ fn an_average_stays_where_it_was_while_a_sample_is_away() {
 
 #[test]
 fn a_state_that_contradicts_itself_is_refused() {
-    let (ledger, _) = record(&[vec![vec![(0, 1.0), (3, 2.0)]], vec![vec![(3, 1.0)]]]);
-    let state = ledger.state().unwrap();
-    assert_eq!(state.epochs_seen[..4], [1, 0, 0, 2]);
-    let broken = |change: fn(&mut State)| {
-        let mut state = state.clone();
-        change(&mut state);
-        Ledger::from_state(state).unwrap_err()
+    let history = [vec![vec![(0, 1.0), (3, 2.0)]], vec![vec![(3, 1.0)]]];
+    let (ledger, _) = record(Ledger::new(N, DECAY).unwrap(), &history);
+    assert_eq!(ledger.state().unwrap().epochs_seen[..4], [1, 0, 0, 2]);
+    let broken = |change: fn(&mut State, &mut Vec<Epoch>)| {
+        put_together(&ledger, Storage::default(), change).unwrap_err()
     };
     let short = |name, got, wanted| Error::LengthMismatch { name, got, wanted };
-    assert_eq!(broken(|state| state.epochs_seen[1] = 1), Error::Inconsistent { name: "epochs_seen", row: 1 });
-    assert_eq!(
-        broken(|state| state.columns[0].observed[0] |= 1 << N),
-        Error::Inconsistent { name: "observed", row: N }
-    );
-    assert_eq!(broken(|state| state.columns[1].losses.truncate(1)), short("losses", 1, N));
-    assert_eq!(broken(|state| state.columns[1].observed.push(0)), short("observed", 2, 1));
-    assert_eq!(broken(|state| state.rank_sum.push(0.0)), short("rank_sum", N + 1, N));
-    assert_eq!(broken(|state| state.loss_ema.clear()), short("loss_ema", 0, N));
-    assert!(matches!(broken(|state| state.ema_decay = 1.0), Error::OutOfBounds { name: "ema_decay", .. }));
-    assert!(matches!(broken(|state| state.n = 0), Error::OutOfBounds { name: "n", .. }));
-    assert!(matches!(broken(|state| state.n = usize::MAX / 8), Error::OutOfMemory { .. }));
+    let odd = |name, row| Error::Inconsistent { name, row };
+    assert_eq!(broken(|state, _| state.epochs_seen[1] = 1), odd("epochs_seen", 1));
+    assert_eq!(broken(|_, epochs| epochs[0].observed[0] |= 1 << N), odd("observed", N));
+    assert_eq!(broken(|_, epochs| epochs[1].losses.truncate(1)), short("losses", 1, N));
+    assert_eq!(broken(|_, epochs| epochs[1].observed.push(0)), short("observed", 2, 1));
+    assert_eq!(broken(|state, _| state.n_columns = 3), short("columns", 2, 3));
+    assert_eq!(broken(|state, _| state.rank_sum.push(0.0)), short("rank_sum", N + 1, N));
+    assert_eq!(broken(|state, _| state.loss_ema.clear()), short("loss_ema", 0, N));
+    let refused = |n, decay| Restore::new(n, decay, Storage::default()).unwrap_err();
+    assert!(matches!(refused(N, 1.0), Error::OutOfBounds { name: "ema_decay", .. }));
+    assert!(matches!(refused(0, DECAY), Error::OutOfBounds { name: "n", .. }));
+    assert!(matches!(refused(usize::MAX / 8, DECAY), Error::OutOfMemory { .. }));
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "miri maps no files")]
+fn a_column_that_finds_no_room_is_an_error_and_the_next_one_may_find_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let gone = folder.path().join("gone");
+    let storage = Storage { memory_limit: 0, folder: gone.clone() };
+    let mut ledger = Ledger::stored(N, DECAY, storage).unwrap();
+    let refused = ledger.observe(&[1], &[0.5]).unwrap_err();
+    assert!(matches!(&refused, Error::Storage { folder, bytes: 44, .. } if *folder == gone), "{refused}");
+    assert_eq!(ledger.end_epoch(), Err(Error::NothingObserved));
+    std::fs::create_dir(&gone).unwrap();
+    ledger.observe(&[1], &[0.5]).unwrap();
+    assert_eq!(ledger.end_epoch().unwrap().observed, 1);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The `Ledger` class.
 
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 use std::{process, thread};
@@ -7,7 +8,7 @@ use std::{process, thread};
 use asepsis_core as core;
 use numpy::{Element, IntoPyArray, PyArray1};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyMapping};
 
 use crate::errors::LedgerError;
 use crate::{borrow, ledger_error};
@@ -49,18 +50,48 @@ impl Ledger {
     }
 }
 
-fn owned<T: Element + Copy>(name: &str, dtype: &str, array: &Bound<'_, PyAny>) -> PyResult<Vec<T>> {
-    Ok(borrow::array::<T>(name, dtype, array)?.as_slice()?.to_vec())
+fn storage(memory_limit: Option<i64>, folder: Option<PathBuf>) -> PyResult<core::Storage> {
+    let mut storage = core::Storage::default();
+    if let Some(limit) = memory_limit {
+        storage.memory_limit = borrow::count("memory_limit", limit)? as u64;
+    }
+    storage.folder = folder.unwrap_or(storage.folder);
+    Ok(storage)
+}
+
+fn owned<T: Element + Copy>(name: &str, dtype: &str, arrays: &Bound<'_, PyMapping>) -> PyResult<Vec<T>> {
+    if !arrays.contains(name)? {
+        return Err(LedgerError::new_err(format!("the state has no {name}")));
+    }
+    Ok(borrow::array::<T>(name, dtype, &arrays.get_item(name)?)?.as_slice()?.to_vec())
+}
+
+fn stored_epoch(arrays: &Bound<'_, PyMapping>, name: &str) -> PyResult<Option<core::Epoch>> {
+    let (losses, observed) = (format!("{name}.losses"), format!("{name}.observed"));
+    if !arrays.contains(&losses)? {
+        return Ok(None);
+    }
+    Ok(Some(core::Epoch {
+        losses: owned(&losses, "float32", arrays)?,
+        observed: owned(&observed, "uint64", arrays)?,
+    }))
 }
 
 #[pymethods]
 impl Ledger {
-    /// A ledger of n samples.
+    /// A ledger of n samples. Columns beyond memory_limit bytes are mapped from temporary files in folder.
     #[new]
-    #[pyo3(signature = (n, *, ema_decay=0.9))]
-    fn new(py: Python<'_>, n: i64, ema_decay: f64) -> PyResult<Self> {
+    #[pyo3(signature = (n, *, ema_decay=0.9, memory_limit=None, folder=None))]
+    fn new(
+        py: Python<'_>,
+        n: i64,
+        ema_decay: f64,
+        memory_limit: Option<i64>,
+        folder: Option<PathBuf>,
+    ) -> PyResult<Self> {
         let n = borrow::count("n", n)?;
-        let inner = py.detach(|| core::Ledger::new(n, ema_decay)).map_err(ledger_error)?;
+        let storage = storage(memory_limit, folder)?;
+        let inner = py.detach(|| core::Ledger::stored(n, ema_decay, storage)).map_err(ledger_error)?;
         Ok(inner.into())
     }
 
@@ -74,6 +105,12 @@ impl Ledger {
     #[getter]
     fn n_columns(&self, py: Python<'_>) -> PyResult<usize> {
         py.detach(|| Ok(self.lock()?.n_columns())).map_err(ledger_error)
+    }
+
+    /// Number of columns in files, the open one among them.
+    #[getter]
+    fn n_mapped(&self, py: Python<'_>) -> PyResult<usize> {
+        py.detach(|| Ok(self.lock()?.n_mapped())).map_err(ledger_error)
     }
 
     /// Write the losses (float32[B]) of the samples at positions (int64[B]) into the open column; the last
@@ -121,67 +158,77 @@ impl Ledger {
         Ok((losses.into_pyarray(py), observed.into_pyarray(py)))
     }
 
-    /// Everything the ledger knows, for from_state: ema_decay, and a dict of epochs_seen uint32[N], loss_ema and
-    /// rank_ema float32[N], rank_sum float64[N], and of every epoch, the open one as "open", "0.losses" float32[N] and
-    /// "0.observed" uint64[ceil(N / 64)], a bit for each sample.
+    /// What may still change, for from_state: ema_decay, and a dict of epochs_seen uint32[N], loss_ema and rank_ema
+    /// float32[N], rank_sum float64[N], and of the open epoch, if there is one, "open.losses" and "open.observed", as
+    /// epoch() gives them.
     fn state<'py>(&self, py: Python<'py>) -> PyResult<(f64, Bound<'py, PyDict>)> {
-        let state = py.detach(|| self.lock()?.state()).map_err(ledger_error)?;
+        let parts = || {
+            let ledger = self.lock()?;
+            Ok((ledger.ema_decay(), ledger.state()?))
+        };
+        let (ema_decay, state) = py.detach(parts).map_err(ledger_error)?;
         let arrays = PyDict::new(py);
         arrays.set_item("epochs_seen", state.epochs_seen.into_pyarray(py))?;
         arrays.set_item("loss_ema", state.loss_ema.into_pyarray(py))?;
         arrays.set_item("rank_ema", state.rank_ema.into_pyarray(py))?;
         arrays.set_item("rank_sum", state.rank_sum.into_pyarray(py))?;
-        let closed = state.columns.into_iter().enumerate().map(|(at, epoch)| (at.to_string(), epoch));
-        for (name, epoch) in closed.chain(state.open.map(|epoch| ("open".to_owned(), epoch))) {
-            arrays.set_item(format!("{name}.losses"), epoch.losses.into_pyarray(py))?;
-            arrays.set_item(format!("{name}.observed"), epoch.observed.into_pyarray(py))?;
+        if let Some(epoch) = state.open {
+            arrays.set_item("open.losses", epoch.losses.into_pyarray(py))?;
+            arrays.set_item("open.observed", epoch.observed.into_pyarray(py))?;
         }
-        Ok((state.ema_decay, arrays))
+        Ok((ema_decay, arrays))
     }
 
-    /// The ledger of n samples with the state that state() gave.
+    /// A closed epoch: losses float32[N] and observed uint64[ceil(N / 64)], a bit for each sample.
+    #[pyo3(signature = (index))]
+    #[allow(clippy::type_complexity)]
+    fn epoch<'py>(
+        &self,
+        py: Python<'py>,
+        index: i64,
+    ) -> PyResult<(Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<u64>>)> {
+        let index = borrow::count("index", index)?;
+        let epoch = py.detach(|| self.lock()?.epoch(index)).map_err(ledger_error)?;
+        Ok((epoch.losses.into_pyarray(py), epoch.observed.into_pyarray(py)))
+    }
+
+    /// The ledger of n samples with the arrays of state() and, by name, those of every closed epoch: "0.losses",
+    /// "0.observed" and so on.
     ///
-    /// An array that is missing, of another dtype or length, or that contradicts the others is an error.
+    /// arrays is asked for one at a time. One that is missing, of another dtype or length, or that contradicts the
+    /// others is an error.
     #[staticmethod]
-    #[pyo3(signature = (n, ema_decay, arrays))]
-    fn from_state(py: Python<'_>, n: i64, ema_decay: f64, arrays: &Bound<'_, PyDict>) -> PyResult<Self> {
-        let mut left = arrays.len();
-        let mut take = |name: &str| -> PyResult<Option<Bound<'_, PyAny>>> {
-            let found = arrays.get_item(name)?;
-            left -= usize::from(found.is_some());
-            Ok(found)
-        };
-        let mut part = |name: &str| -> PyResult<Bound<'_, PyAny>> {
-            take(name)?.ok_or_else(|| LedgerError::new_err(format!("the state has no {name}")))
-        };
-        let mut state = core::State {
-            n: borrow::count("n", n)?,
-            ema_decay,
-            epochs_seen: owned("epochs_seen", "uint32", &part("epochs_seen")?)?,
-            loss_ema: owned("loss_ema", "float32", &part("loss_ema")?)?,
-            rank_ema: owned("rank_ema", "float32", &part("rank_ema")?)?,
-            rank_sum: owned("rank_sum", "float64", &part("rank_sum")?)?,
-            columns: Vec::new(),
-            open: None,
-        };
-        let mut epoch = |name: &str| -> PyResult<Option<core::Epoch>> {
-            let (losses, observed) = (format!("{name}.losses"), format!("{name}.observed"));
-            if !arrays.contains(&losses)? {
-                return Ok(None);
-            }
-            Ok(Some(core::Epoch {
-                losses: owned(&losses, "float32", &part(&losses)?)?,
-                observed: owned(&observed, "uint64", &part(&observed)?)?,
-            }))
-        };
-        while let Some(closed) = epoch(&state.columns.len().to_string())? {
-            state.columns.push(closed);
+    #[pyo3(signature = (n, ema_decay, arrays, *, memory_limit=None, folder=None))]
+    fn from_state(
+        py: Python<'_>,
+        n: i64,
+        ema_decay: f64,
+        arrays: &Bound<'_, PyMapping>,
+        memory_limit: Option<i64>,
+        folder: Option<PathBuf>,
+    ) -> PyResult<Self> {
+        let n = borrow::count("n", n)?;
+        let storage = storage(memory_limit, folder)?;
+        let mut parts = py.detach(|| core::Restore::new(n, ema_decay, storage)).map_err(ledger_error)?;
+        let mut n_columns = 0;
+        while let Some(epoch) = stored_epoch(arrays, &n_columns.to_string())? {
+            py.detach(|| parts.epoch(epoch)).map_err(ledger_error)?;
+            n_columns += 1;
         }
-        state.open = epoch("open")?;
-        if left > 0 {
+        let state = core::State {
+            epochs_seen: owned("epochs_seen", "uint32", arrays)?,
+            loss_ema: owned("loss_ema", "float32", arrays)?,
+            rank_ema: owned("rank_ema", "float32", arrays)?,
+            rank_sum: owned("rank_sum", "float64", arrays)?,
+            open: stored_epoch(arrays, "open")?,
+            n_columns,
+        };
+        let known = 4 + 2 * (n_columns + usize::from(state.open.is_some()));
+        if arrays.len()? != known {
+            let left = arrays.len()?.abs_diff(known);
             return Err(LedgerError::new_err(format!("the state has {left} arrays that belong to no epoch")));
         }
-        let inner = py.detach(|| core::Ledger::from_state(state)).map_err(ledger_error)?;
+        let inner = py.detach(|| parts.finish(state)).map_err(ledger_error)?;
         Ok(inner.into())
     }
 

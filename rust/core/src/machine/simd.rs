@@ -1,10 +1,8 @@
-//! The one place with `unsafe`: the same loops compiled for what the processor has, chosen at run time, and a word to
-//! the system about pages.
+//! The same loops compiled for what the processor has, chosen at run time.
 //!
 //! No clone fuses a product with a sum, so all of them return the same bits. The search is in integers, so a processor
 //! that was told to flush subnormal numbers to zero finds the same. On aarch64 the portable loops are compiled to NEON,
 //! which every such processor has.
-#![allow(unsafe_code)]
 
 use crate::bound::{Find, portable};
 use crate::load::Load;
@@ -26,35 +24,6 @@ pub(crate) fn run<R: Load, T: Load>(block: Block<'_>) {
 fn avx2<R: Load, T: Load>(block: Block<'_>) {
     sweep::<R, T>(block);
 }
-
-/// Asks for large pages where the memory of an empty vector is large: with small ones half the time of a sort goes into
-/// the first touch of its buffers.
-pub(crate) fn prefer_large_pages<T>(memory: &mut Vec<T>) {
-    #[cfg(all(target_os = "linux", not(miri)))]
-    {
-        use std::ffi::{c_int, c_void};
-
-        unsafe extern "C" {
-            fn madvise(start: *mut c_void, length: usize, advice: c_int) -> c_int;
-        }
-        const HUGEPAGE: c_int = 14;
-        const PAGE: usize = 1 << 12;
-        let bytes = memory.capacity() * size_of::<T>();
-        if bytes >= LARGE {
-            let start = memory.as_mut_ptr().cast::<u8>();
-            let skipped = start.align_offset(PAGE).min(bytes);
-            // SAFETY: the range lies inside what the vector allocated, and the advice changes the contents of no page.
-            // Where it is refused, small pages are what there is: that is no error.
-            unsafe { madvise(start.add(skipped).cast(), bytes - skipped, HUGEPAGE) };
-        }
-    }
-    #[cfg(not(all(target_os = "linux", not(miri))))]
-    let _ = memory;
-}
-
-/// Bytes from which large pages are worth a call, as in numpy.
-#[cfg(all(target_os = "linux", not(miri)))]
-const LARGE: usize = 1 << 22;
 
 /// The search with the widest instructions this processor has.
 pub(crate) fn finder() -> Find {
