@@ -15,7 +15,7 @@ PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist
 
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help dev demo lint test test-slow bench-defenses-small bench-gpu bench-native wheel clean
+.PHONY: help dev demo lint test test-slow bench-defenses-small bench-gpu bench-native wheel wheel-test clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -41,7 +41,7 @@ test: $(VENV)/.stamp-test  ## Rust tests and the Python tests that take seconds
 	TRITON_INTERPRET=1 $(PYTEST) worksteal tests/triton/interpreted
 	$(PYTEST) worksteal tests/triton/compiled
 
-test-slow: $(VENV)/.stamp-test  ## the tests that take longer: packaging, convergence, the demo
+test-slow: $(VENV)/.stamp-wheel  ## the tests that take longer: packaging, convergence, the demo
 	$(PYTEST) loadfile -m slow --ignore tests/triton
 
 # no prerequisites: a GPU machine may have neither Rust nor network, only this tree, torch and a wheel beside it
@@ -54,8 +54,13 @@ bench-defenses-small: $(VENV)/.stamp-demo  ## a small grid of defenses and attac
 bench-native: $(VENV)/.stamp-bench  ## the Rust core beside numpy, torch, polars, pandas, numba and simsimd: goals and ratios
 	$(BIN)/python benches/native.py
 
-wheel: $(VENV)/.stamp-test  ## dist/*.whl
-	$(BIN)/maturin build --release --locked --out dist
+wheel: $(VENV)/.stamp-wheel  ## dist/*.whl for Linux on x86-64 and aarch64 (glibc 2.17), and the sdist, checked
+	$(BIN)/python .ci/wheels.py --out dist
+	$(BIN)/maturin sdist --out dist
+
+# what needs torch is tried in `make test-slow` on this Python, and on all of them by the release workflow
+wheel-test: wheel  ## the x86-64 wheel in fresh environments of Python 3.10 to 3.13, as far as they are here
+	$(BIN)/python .ci/try_wheel.py --bare dist/asepsis-*manylinux*_$$(uname -m).whl
 
 clean:  ## remove what builds and tests leave behind; .venv stays
 	rm -rf target dist demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis python/asepsis/_native*.so
@@ -74,6 +79,10 @@ $(VENV)/.stamp-demo: $(VENV)/.stamp-venv $(INPUTS)
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-demo
 	$(INSTALL) --group dev
+	touch $@
+
+$(VENV)/.stamp-wheel: $(VENV)/.stamp-test
+	$(INSTALL) --group wheel
 	touch $@
 
 $(VENV)/.stamp-bench: $(VENV)/.stamp-demo
