@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from benches.gpu import timing
 from benches.gpu.cases import Check
 
 Results = Callable[[], Sequence[Any]]
@@ -72,23 +73,14 @@ def replayed(work: Results) -> Results:
     """Replay from a CUDA graph."""
     import torch
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = work()
+    graph, kept = timing.capture(work)
 
     def run() -> Sequence[Any]:
         for tensor in kept:
             tensor.zero_()  # what a replay does not write shows
         graph.replay()
         torch.cuda.synchronize()
-        return kept
+        return list(kept)
 
     return run
 
