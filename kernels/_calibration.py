@@ -240,8 +240,8 @@ def _read(device: Any) -> Measured:
         of = OPERATIONS[row["operation"]]
         extent, *widths = (int(row["sizes"][name]) for name in of.sizes)
         times = {way: float(us) for way, us in row["us"].items()}
-        if min((extent, *widths, *times.values())) <= 0:
-            raise ValueError(f"sizes and times must be positive, got {row!r:.300}")
+        if not all(0 < value < math.inf for value in (extent, *widths, *times.values())):
+            raise ValueError(f"sizes and times must be positive and finite, got {row!r:.300}")
         if row["direction"] not in of.directions or not times.keys() <= of.ways | {"reference"}:
             raise ValueError(f"no direction {row['direction']!r} or one of the ways {', '.join(times)}")
         by_extent = read.times.setdefault((row["operation"], row["dtype"], tuple(widths)), {})

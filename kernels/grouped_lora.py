@@ -140,7 +140,7 @@ class _Reference(torch.autograd.Function):
         outs = []
         with torch.autocast(x.device.type, enabled=False):
             narrow = x @ torch.cat(downs).to(x.dtype).t()  # [M, sum of R]
-            parts = narrow.split([len(down) for down in downs], 1)
+            parts = torch.split(narrow, [len(down) for down in downs], 1)
             for base, weight, bias, up, scale, part in zip(
                 bases, weights, biases, ups, scales, parts, strict=True
             ):
@@ -163,29 +163,28 @@ class _Reference(torch.autograd.Function):
         n = len(grads)
         weights, downs, ups, scales = (saved[i : i + n] for i in range(0, 4 * n, n))
         needs_base, _, _, needs_a, needs_b, _ = _by_kind(ctx.needs_input_grad[1:])
-        asked = [j for j, grad in enumerate(grads) if grad is not None]
+        given = {j: grad for j, grad in enumerate(grads) if grad is not None}
+        if not given:
+            return (None,) * len(ctx.needs_input_grad)
         made: dict[str, dict[int, Tensor]] = {"a": {}, "b": {}}
         dx: Tensor | None = None
-        if not asked:
-            return (None,) * len(ctx.needs_input_grad)
         # backward may be called inside an autocast region, which would round the wide products below
         with torch.autocast(scales[0].device.type, enabled=False):
             if ctx.needs_input_grad[0] or any(needs_a):
-                p = torch.cat([grads[j] @ _scaled(ups[j], scales[j], grads[j].dtype) for j in asked], 1)
-                down = torch.cat([downs[j] for j in asked])
+                p = torch.cat([grad @ _scaled(ups[j], scales[j], grad.dtype) for j, grad in given.items()], 1)
+                down = torch.cat([downs[j] for j in given])
             if ctx.needs_input_grad[0]:
                 dx = p @ down.to(p.dtype)
-                for j in asked:
+                for j, grad in given.items():
                     if weights[j] is not None:
-                        dx.addmm_(grads[j], weights[j].to(p.dtype))
+                        dx.addmm_(grad, weights[j].to(p.dtype))
             if any(needs_a):
-                da = _wide_product(p, x, down.dtype).split([len(downs[j]) for j in asked])
-                made["a"] = {j: d.to(downs[j].dtype) for j, d in zip(asked, da, strict=True) if needs_a[j]}
-            for j in asked:
+                da = torch.split(_wide_product(p, x, down.dtype), [len(downs[j]) for j in given])
+                made["a"] = {j: d.to(downs[j].dtype) for j, d in zip(given, da, strict=True) if needs_a[j]}
+            parts = [] if narrow is None else torch.split(narrow, [len(down) for down in downs], 1)
+            for j, grad in given.items():
                 if needs_b[j]:
-                    first = sum(len(down) for down in downs[:j])
-                    part = narrow[:, first : first + len(downs[j])]
-                    db = _wide_product(part, grads[j], ups[j].dtype).t() * scales[j]
+                    db = _wide_product(parts[j], grad, ups[j].dtype).t() * scales[j]
                     made["b"][j] = db.to(ups[j].dtype).contiguous()
         factors = [made[kind].get(j) for kind in "ab" for j in range(n)]
         of_bases = [g if needed else None for g, needed in zip(grads, needs_base, strict=True)]

@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 from benches.gpu.registry import BENCHES, Bench
 from benches.gpu.tree import ROOT, TreeError, make_importable
@@ -65,12 +66,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(chosen: list[Bench], args: argparse.Namespace) -> int:
     """Run the chosen benches, write one file each, and return the exit code."""
-    from benches.gpu import calibration, machine, runner, timing
+    from benches.gpu import calibration, machine, report, runner, timing
 
     about = machine.describe()
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     share = args.seconds / sum(bench.seconds for bench in chosen)
-    wrong, results = False, []
+    wrong = False
+    results: dict[str, dict[str, Any]] = {}
     flush = timing.l2_flush()
     for bench in chosen:
         print(f"== {bench.name}: {bench.about}", flush=True)
@@ -83,15 +85,17 @@ def measure(chosen: list[Bench], args: argparse.Namespace) -> int:
             seconds=bench.seconds * share,
         )
         path = machine.result_path(args.output, about, bench.name)
-        machine.write(path, {"machine": about, **result})
+        machine.write(path, {"machine": about, "bench": bench.name, **result})
         print(f"-> {path}", flush=True)
-        results.append(result)
-        calibrated = calibration.write(results, about, args.output)
+        results[bench.name] = result
+        calibrated = calibration.write(list(results.values()), about, args.output)
         if calibrated is not None:
             print(f"-> {calibrated}", flush=True)
         if result["not_reached"]:
             print(f"not reached: {', '.join(result['not_reached'])}")
         wrong |= runner.failed(result)
+    for path in report.write(results, about, args.output / machine.slug(about["device"])):
+        print(f"-> {path}")
     return int(wrong)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from benches.gpu.calibration import calibrates
 from benches.gpu.cases import Case, Check, Probe, Target, Work
+from benches.gpu.races import equal_bits
 
 RULES = ("reflect", "drop", "signed", "conflict")
 WANTED = {"raw_weight": 0.1, "min_reference_loss": 0.4, "min_reference_norm": 5e-7}
@@ -67,6 +68,14 @@ def verify() -> Iterator[Check]:
             yield Check(name=f"{rule}, {granularity}", error=errors["triton"], allowed=allowed)
             different = float((made["triton"] != made["again"]).sum())
             yield Check(name=f"{rule}, {granularity}: elements not equal twice", error=different, allowed=0)
+    start = g.clone()
+
+    def aligned() -> list[Any]:
+        out = start.clone()
+        stats = gradient_alignment(out, r, segments, reference_loss=loss, backend="triton", **WANTED)
+        return [out, stats]
+
+    yield from equal_bits("aligned gradients", aligned)
 
 
 def worst(got: Any, exact: Any, sizes: Sequence[int]) -> float:

@@ -61,6 +61,18 @@ def cases() -> Iterator[Case | Probe]:
                     graph=False,
                     rounds=15,
                 )
+    for scales, rows in ((5, 8192), (1, 8192), (5, 1024), (1, 1024), (5, 64), (1, 64)):
+        for width in (768, 2048, 4096):
+            setting = Setting(inputs=width, outputs=width, rows=rows, scales=scales)
+            sizes = rows, width, 3 * width, 3 * scales * setting.rank
+            yield Case(
+                name=f"three projections {setting.name}",
+                why="layers of one input in one operation: an entry of the table",
+                make=lambda s=setting: _projections(s),
+                settings={"calibrates": calibrates("grouped_lora", "both", setting.dtype, *sizes)},
+                graph=False,
+                rounds=15,
+            )
     yield Case(
         name="cache 768x768",
         why="one hot buffer against fresh ones: how much the L2 flatters small layers when it is not flushed",
@@ -145,6 +157,12 @@ def _narrow(rank: int) -> dict[str, Work]:
         "p^T x, ours": lambda: products.gradient(x, p, None, like=a, rank_first=True, boundary=None),
         "addition in place": lambda: out.addmm_(narrow, b.t()),
     }
+
+
+def _projections(setting: Setting) -> dict[str, Work]:
+    from benches.gpu.multiscale_lora import three
+
+    return {backend: three(setting, backend) for backend in ("triton", "reference")}
 
 
 def _hot() -> dict[str, Work]:

@@ -9,6 +9,8 @@ import torch
 from benches.gpu.cases import Case, Check, Probe, Target, Work
 from benches.gpu.lora_layers import SHAPES, Layer, Setting
 from benches.gpu.lora_probes import probes
+from benches.gpu.lora_routes import forced
+from benches.gpu.races import equal_bits
 from torch import Tensor
 
 Targets = tuple[Target, ...]
@@ -30,6 +32,26 @@ def verify() -> Iterator[Check]:
                     adapters=torch.float32,
                 )
                 yield from compare(Layer(setting), "triton")
+    for dropout in (0.0, 0.1):
+        for way in ("fused", "accumulate"):
+            layer = Layer(Setting(inputs=4096, outputs=4096, dropout=dropout))
+            with forced(way):
+                work = layer.both(lambda layer=layer: layer.our_output("triton"), "ours")
+                yield from equal_bits(f"gradients {layer.setting.name} {way}", work)  # type: ignore[arg-type]
+    yield from projections_agree()
+    yield from equal_bits(
+        "gradients of three projections", three(Setting(inputs=4096, outputs=4096), "triton")
+    )
+
+
+def projections_agree() -> Iterator[Check]:
+    """Three projections of one input as one operation, against three layers, both ways of the operation."""
+    setting = Setting(inputs=768, outputs=1024, rows=513)
+    wanted = three(setting, "layers")()
+    for backend in ("triton", "reference"):
+        for i, (got, one) in enumerate(zip(three(setting, backend)(), wanted, strict=True)):
+            error = ((got - one).norm() / one.norm()).item()
+            yield Check(name=f"three projections by {backend}, gradient {i}", error=error, allowed=2e-2)
 
 
 def compare(layer: Layer, backend: str) -> Iterator[Check]:
@@ -189,31 +211,38 @@ def dropout_cost(setting: Setting) -> Case:
     )
 
 
+def three(setting: Setting, way: str) -> Callable[[], tuple[Tensor, ...]]:
+    """Gradients of three projections of one input: one operation on a backend, a layer each, or stacked torch."""
+    from asepsis.kernels import GroupedLayer, grouped_lora
+
+    layers = [Layer(setting, seed) for seed in range(3)]
+    for layer in layers[1:]:
+        layer.x = layers[0].x
+    x = layers[0].x
+    leaves = [x, *(leaf for layer in layers for leaf in layer.leaves("ours")[1:])]
+    group = [
+        GroupedLayer(weight=one.weight, lora_a=one.lora_a, lora_b=one.lora_b, scale=one.scale)
+        for one in layers
+    ]
+
+    def run() -> tuple[Tensor, ...]:
+        if way in ("layers", "stacked"):
+            outs = tuple(one.our_output() if way == "layers" else one.stacked_output() for one in layers)
+        else:
+            outs = grouped_lora(x, group, backend=way)  # type: ignore[arg-type]
+        return torch.autograd.grad(outs, leaves, [one.grad for one in layers])
+
+    return run
+
+
 def shared_input() -> Case:
-    """Three projections of one input: as three layers, and stacked by torch into one narrow product."""
+    """Three projections of one input: in one operation, as three layers, and as three stacked ones of torch."""
     setting = Setting(inputs=4096, outputs=4096)
-
-    def make() -> dict[str, Work]:
-        layers = [Layer(setting, seed) for seed in range(3)]
-        for layer in layers[1:]:
-            layer.x = layers[0].x
-        x = layers[0].x
-
-        def work(way: str) -> Work:
-            leaves = [x, *(leaf for layer in layers for leaf in layer.leaves(way)[1:])]
-
-            def run() -> object:
-                outs = [layer.our_output() if way == "ours" else layer.stacked_output() for layer in layers]
-                return torch.autograd.grad(outs, leaves, [layer.grad for layer in layers])
-
-            return run
-
-        return {"ours": work("ours"), "stacked": work("stacked")}
-
+    ways = {"ours": "auto", "ours, torch": "reference", "a layer each": "layers", "stacked": "stacked"}
     return Case(
         name="three projections 4096x4096",
-        why="q, k and v read one input; each is a layer of its own today, so the input is read three times",
-        make=make,
+        why="q, k and v read one input: what is saved by reading it once and by accumulating its gradient",
+        make=lambda: {name: three(setting, way) for name, way in ways.items()},
         settings=setting.about(),
         targets=(over("G5c", "stacked", 1.08),),
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from benches.gpu.calibration import calibrates
 from benches.gpu.cases import Case, Check, Probe, Target, Work
+from benches.gpu.races import equal_bits
 
 # positions, width, vocabulary, share of positions without a label
 SHAPES = {
@@ -70,6 +71,26 @@ def verify() -> Iterator[Check]:
                 error, other = ((v - e).norm().item() / e.norm().item() for v in (a, b))
                 yield Check(name=label, error=error, allowed=2 * other + 5e-7)
                 yield Check(name=f"{label}: elements not equal twice", error=float((a != c).sum()), allowed=0)
+            yield from packed(hidden, weight, labels)
+    given = inputs((1600, 256, 5003, 0.3), torch.bfloat16, trained=True)
+    yield from equal_bits("losses and gradients", lambda: step("triton", *given))
+
+
+def packed(hidden: Any, weight: Any, labels: Any) -> Iterator[Check]:
+    """Losses by segments that are the rows, against losses by row."""
+    import torch
+
+    from asepsis.kernels import linear_sample_loss
+
+    rows = torch.arange(len(labels), device=labels.device)[:, None].expand(labels.shape)
+    wanted, counts = linear_sample_loss(hidden, weight, labels, backend="triton")
+    got, counted = linear_sample_loss(
+        hidden, weight, labels, segments=rows, n_segments=len(labels), backend="triton"
+    )
+    error = ((got - wanted).norm() / wanted.norm()).item() + float((counts != counted).sum())
+    yield Check(
+        name=f"losses of packed samples, {hidden.dtype}, width {weight.shape[1]}", error=error, allowed=1e-6
+    )
 
 
 def sides(shape: tuple[int, int, int, float], *, trained: bool) -> Callable[[], Mapping[str, Work]]:

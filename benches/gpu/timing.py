@@ -100,6 +100,16 @@ def summary(taken: list[float]) -> dict[str, float]:
 
 def captured(work: Work) -> Work:
     """Return the replay of ``work`` captured as a CUDA graph."""
+    graph, kept = capture(work)
+
+    def replay(_kept: object = kept) -> None:
+        graph.replay()
+
+    return replay
+
+
+def capture(work: Work) -> tuple[Any, Any]:
+    """Return a CUDA graph of ``work``, and what it gave while it was captured, where every replay writes."""
     import torch
 
     side = torch.cuda.Stream()
@@ -112,11 +122,7 @@ def captured(work: Work) -> Work:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         kept = work()
-
-    def replay(_kept: object = kept) -> None:
-        graph.replay()
-
-    return replay
+    return graph, kept
 
 
 def host_seconds(work: Work, *, calls: int = 200, now: Callable[[], float] = time.perf_counter) -> float:

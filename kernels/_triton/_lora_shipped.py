@@ -15,8 +15,9 @@ from asepsis.kernels._triton._lora_tiles import Rank
 from asepsis.kernels._triton._shipped import Shipped
 
 _BF16, _FP16, _FP32 = torch.bfloat16, torch.float16, torch.float32
-# a multiple of 16 that is no power of two, the least, all one accumulator holds, more than one program's, no multiple of 16
-_RANKS = (80, 16, 128, 256, 100)
+# a multiple of 16 that is no power of two, the least, all one accumulator holds, more than one program's, no multiple of 16;
+# three layers of one input, of rank 16 and 80
+_RANKS = (80, 16, 128, 256, 100, 48, 240)
 _CAPABILITIES = (80, 90)
 Build = Callable[[int], Launch]
 

@@ -135,7 +135,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> N
     x, bases, downs, ups, weights, _, scales = inputs
     # flat here, by list only in backward
     first, n = 1 + len(bases), len(downs)
-    needs_a, needs_b = ctx.needs_input_grad[first : first + n], ctx.needs_input_grad[first + n : first + 2 * n]
+    needs_a, needs_b = (
+        ctx.needs_input_grad[first : first + n],
+        ctx.needs_input_grad[first + n : first + 2 * n],
+    )
     ctx.mark_non_differentiable(output[-1])
     ctx.set_materialize_grads(False)
     ctx.counts = len(bases), n, len(weights)

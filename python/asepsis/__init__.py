@@ -17,9 +17,9 @@ from asepsis._native import __version__
 if TYPE_CHECKING:
     from asepsis.core.drift import ModelScan as ModelScan
     from asepsis.core.drift import scan_model as scan_model
-    from asepsis.core.fuse import FuseReport as FuseReport
     from asepsis.core.fuse import fuse as fuse
     from asepsis.core.fuse import unfuse as unfuse
+    from asepsis.core.fuse_report import FuseReport as FuseReport
     from asepsis.core.manifest import Verification as Verification
     from asepsis.core.manifest import verify as verify
     from asepsis.data import Data as Data
@@ -47,7 +47,7 @@ _HOMES = {
     "ModelScan": "asepsis.core.drift",
     "EpurConfig": "asepsis.defenses._epur_config",
     "FinemixingConfig": "asepsis.defenses._finemixing_config",
-    "FuseReport": "asepsis.core.fuse",
+    "FuseReport": "asepsis.core.fuse_report",
     "Guard": "asepsis.inference.guard",
     "MuscleloraConfig": "asepsis.defenses._musclelora_config",
     "Pipeline": "asepsis.inference.composition",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benches.gpu import machine, runner, timing, tree  # noqa: E402
+from benches.gpu import machine, registry, runner, timing, tree  # noqa: E402
 from benches.gpu.cases import Case, Check, Probe, Target  # noqa: E402
 from benches.gpu.registry import BENCHES  # noqa: E402
 
@@ -238,6 +239,40 @@ def test_without_a_gpu_the_command_refuses_and_writes_nothing(tmp_path):
     assert done.returncode == 2
     assert "no CUDA device" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [0.0, 1.0])
+def test_a_run_leaves_results_calibration_page_and_picture_behind(error, tmp_path, monkeypatch):
+    from benches.gpu import __main__ as command
+    from benches.gpu.calibration import calibrates
+
+    from asepsis.kernels import _calibration
+
+    about = {"device": "NVIDIA H200", "date": "2026-11-21", "commit": "abc1234", "torch": "2"}
+    counts = {"calibrates": calibrates("gradient_alignment", "update", "float32", 100)}
+    sides = {"triton": Cost(1e-6), "reference": Cost(3e-6)}
+    target = Target(goal="A4", of="reference", to="triton", bound=5.0)
+    only = Case(name="100", why="x", make=lambda: sides, settings=counts, targets=(target,), graph=False)
+    bench = Bench([only], [Check(name="y", error=error, allowed=0.5)])
+    table = _calibration.Table()
+    monkeypatch.setattr(_calibration, "table", lambda: table)
+    monkeypatch.setattr(machine, "describe", lambda: about)
+    monkeypatch.setattr(timing, "CudaClock", FakeClock)
+    monkeypatch.setattr(timing, "l2_flush", lambda: lambda: None)
+    monkeypatch.setitem(sys.modules, "benches.gpu.fake", bench)
+    chosen = [registry.Bench(name="fake", module="benches.gpu.fake", seconds=1, about="x")]
+    args = argparse.Namespace(seconds=10.0, output=tmp_path)
+    assert command.measure(chosen, args) == int(error > 0.5)
+    stem = "2026-11-21-abc1234"
+    always = {f"{stem}-fake.json", f"{stem}.md"}
+    timed = {f"{stem}-calibration.json", f"{stem}-goals.svg"} if error == 0 else set()
+    assert {p.name for p in (tmp_path / "nvidia-h200").iterdir()} == always | timed
+    page = (tmp_path / "nvidia-h200" / f"{stem}.md").read_text()
+    if error:
+        assert "WRONG" in page and not table.devices
+    else:
+        assert "| A4 | 100 | eager | reference / triton | 3 | at least 5 | **no** |" in page
+        assert _calibration.start("NVIDIA H200", table, "gradient_alignment", "float32", ()) == 100
 
 
 def test_a_bench_that_does_not_exist_is_a_usage_error():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_versions_are_those_that_are_imported(capsys: pytest.CaptureFixture[str]
 def test_every_public_operation_is_tried_on_every_backend(capsys: pytest.CaptureFixture[str]) -> None:
     _, found = report(capsys)
     operations = {name for name in kernels.__all__ if callable(getattr(kernels, name)) and name.islower()}
-    assert set(found["kernels"]) == operations
+    assert set(found["kernels"]) == operations - {"use_calibration"}
     for devices in found["kernels"].values():
         assert set(devices["cpu"]) == {"reference", "native", "triton"}
         assert devices["cpu"]["reference"] is None
@@ -50,6 +51,24 @@ def test_a_machine_without_a_gpu_is_told_why(
     _, found = report(capsys)
     assert found["gpu"]["devices"] == []
     assert found["gpu"]["reason"]
+
+
+def test_a_gpu_is_told_with_whether_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from asepsis.kernels import _calibration
+
+    table = _calibration.Table()
+    monkeypatch.setattr(_calibration, "table", lambda: table)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    about = SimpleNamespace(name="NVIDIA H200", major=9, minor=0, total_memory=2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: about)
+    (device,) = doctor._gpu(has_torch=True)["devices"]
+    assert doctor._gpu_line(device).endswith("1.0 GiB, not calibrated: auto takes torch")
+    table.devices["NVIDIA H200"] = _calibration.Measured()
+    (device,) = doctor._gpu(has_torch=True)["devices"]
+    assert doctor._gpu_line(device).endswith("1.0 GiB, calibrated")
 
 
 def test_a_missing_requirement_is_named_and_is_an_error(

@@ -144,6 +144,7 @@ def test_later_calibrations_add_to_earlier_ones_and_overrule_them():
     [
         {"us": {"reference": 0.0, "fused": 1.0}},
         {"us": {"reference": "fast", "fused": 1.0}},
+        {"us": {"reference": 1.0, "fused": float("nan")}},
         {"us": {"triton": 1.0, "reference": 1.0}},
         {"direction": "both"},
         {"operation": "mix"},

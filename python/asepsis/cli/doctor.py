@@ -133,9 +133,16 @@ def _gpu(*, has_torch: bool) -> Report:
         without_cuda = torch.version.cuda is None and torch.version.hip is None
         reason = "torch was built without CUDA" if without_cuda else "no NVIDIA driver or no visible device"
         return {"devices": [], "reason": reason}
+    from asepsis.kernels import _calibration
+
     found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     devices = [
-        {"name": p.name, "capability": f"{p.major}.{p.minor}", "memory_gib": round(p.total_memory / 2**30, 1)}
+        {
+            "name": p.name,
+            "capability": f"{p.major}.{p.minor}",
+            "memory_gib": round(p.total_memory / 2**30, 1),
+            "calibrated": p.name in _calibration.table().devices,
+        }
         for p in found
     ]
     return {"devices": devices, "reason": None}
@@ -163,6 +170,9 @@ def _kernels() -> Report:
             "bottom_k": lambda backend: kernels.bottom_k(x[0], 1, backend=backend),
             "gradient_alignment": lambda backend: kernels.gradient_alignment(
                 x[0].clone(), x[1], segments, backend=backend
+            ),
+            "grouped_lora": lambda backend: kernels.grouped_lora(
+                x, [kernels.GroupedLayer(weight=x, lora_a=x, lora_b=x, scale=x[0])], backend=backend
             ),
             "linear_sample_loss": lambda backend: kernels.linear_sample_loss(x, x, y, backend=backend),
             "mix": lambda backend: kernels.mix(
@@ -218,4 +228,5 @@ def _cpu_line(cpu: Report) -> str:
 
 
 def _gpu_line(device: Report) -> str:
-    return f"{device['name']}, capability {device['capability']}, {device['memory_gib']} GiB"
+    calibrated = "calibrated" if device["calibrated"] else "not calibrated: auto takes torch"
+    return f"{device['name']}, capability {device['capability']}, {device['memory_gib']} GiB, {calibrated}"

@@ -179,7 +179,8 @@ def _find_shared(model: nn.Module, layers: Mapping[str, Any], example: Mapping[s
         layer._asepsis_fused.watched = calls
     try:
         model.eval()
-        with torch.no_grad():
+        # tensors of inference mode have no version to tell whether they were written to
+        with torch.inference_mode(mode=False), torch.no_grad():
             model(**example)
     finally:
         for module, was in training.items():
