@@ -225,6 +225,21 @@ def lowest(table: Table, values: dict[str, np.ndarray]) -> None:
             "polars bottom_k, values alone": (lambda: frame["x"].bottom_k(k), None),
         },
     )
+    halves = tensor.bfloat16()
+    bits, singles = halves.view(torch.int16).numpy().view(np.uint16), halves.float().numpy()
+    np.testing.assert_array_equal(
+        _native.bottom_k(bits, k, dtype="bfloat16"), np.argsort(singles, kind="stable")[:k]
+    )
+    table.add(
+        "-",
+        f"lowest 1 % of {len(x):.0e} bfloat16",
+        lambda: _native.bottom_k(bits, k, dtype="bfloat16"),
+        {
+            "widened first": (lambda: _native.bottom_k(halves.float().numpy(), k), None),
+            "torch.topk": (lambda: torch.topk(halves, k, largest=False), None),
+            "numpy argpartition + sort, widened": (lambda: argpartition(halves.float().numpy(), k), None),
+        },
+    )
 
 
 def sorts(table: Table, values: dict[str, np.ndarray]) -> None:

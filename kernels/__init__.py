@@ -16,6 +16,7 @@ from asepsis.kernels._matrices import Stored
 from asepsis.kernels._moments import RowStats
 from asepsis.kernels._segments import Segments
 from asepsis.kernels.bottom_k import bottom_k
+from asepsis.kernels.column_medians import ColumnMedians, column_medians
 from asepsis.kernels.gradient_alignment import (
     AlignmentStats,
     Granularity,
@@ -31,6 +32,7 @@ from asepsis.kernels.sample_loss import linear_sample_loss, sample_loss
 __all__ = [
     "AlignmentStats",
     "Backend",
+    "ColumnMedians",
     "Granularity",
     "GroupedLayer",
     "RowStats",
@@ -39,6 +41,7 @@ __all__ = [
     "SetAside",
     "Stored",
     "bottom_k",
+    "column_medians",
     "gradient_alignment",
     "grouped_lora",
     "linear_sample_loss",

@@ -128,6 +128,16 @@ def bytes_of(matrix: Matrix) -> Bytes:
     return array.view(np.uint8)
 
 
+def floats_of(matrix: Matrix, rows: npt.NDArray[np.int64]) -> Tensor:
+    """Return rows of a checked matrix in float32, on its device."""
+    if isinstance(matrix, Tensor):
+        return matrix[torch.from_numpy(rows).to(matrix.device)].float()
+    picked = matrix[rows]
+    if picked.dtype == np.uint16:
+        return torch.from_numpy(picked.view(np.int16)).view(torch.bfloat16).float()
+    return torch.from_numpy(picked).float()
+
+
 def mapped(name: str, stored: Stored) -> Bytes:
     """Map the bytes of a matrix in a file, uint8[V, D * itemsize], without reading them."""
     dtype = dtype_name(f"dtype of {name}", stored.dtype)

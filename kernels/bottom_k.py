@@ -8,11 +8,19 @@ exactly zero, the ties decide.
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from asepsis.errors import DataError
 from asepsis.kernels._dispatch import Backend, select
+
+_HALVES: Final[dict[torch.dtype, Literal["float16", "bfloat16"]]] = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
 
 
 def bottom_k(values: Tensor, k: int, *, backend: Backend = "auto") -> Tensor:
@@ -25,8 +33,8 @@ def bottom_k(values: Tensor, k: int, *, backend: Backend = "auto") -> Tensor:
     k
         How many, 0 to ``N``.
     backend
-        ``"native"`` is the Rust core, on as many threads as torch uses: CPU tensors of at most 32 bits, read once;
-        float32 in place. ``"reference"`` sorts with torch.
+        ``"native"`` is the Rust core, on as many threads as torch uses: CPU tensors of float32, float16 and bfloat16,
+        read once and in place. ``"reference"`` sorts with torch.
 
     Returns
     -------
@@ -55,13 +63,17 @@ def _reference(values: Tensor, k: int) -> Tensor:
 def _native(values: Tensor, k: int) -> Tensor:
     from asepsis import _native
 
-    array = values.to(torch.float32).contiguous().numpy()
-    return torch.from_numpy(_native.bottom_k(array, k, threads=torch.get_num_threads()))
+    threads = torch.get_num_threads()
+    dtype = _HALVES.get(values.dtype)
+    if dtype is None:
+        return torch.from_numpy(_native.bottom_k(values.contiguous().numpy(), k, threads=threads))
+    bits = values.contiguous().view(torch.int16).numpy().view(np.uint16)
+    return torch.from_numpy(_native.bottom_k(bits, k, dtype=dtype, threads=threads))
 
 
 def _native_refusal(values: Tensor) -> str | None:
     if values.device.type != "cpu":
         return f"values are on {values.device}, the Rust core reads CPU memory (values.cpu())"
-    if values.dtype == torch.float64:
-        return "values are float64 and the Rust core orders float32 (values.float() if its precision will do)"
+    if values.dtype not in (torch.float32, *_HALVES):
+        return f"values are {values.dtype} and the Rust core orders float32, float16 and bfloat16 (values.float())"
     return None

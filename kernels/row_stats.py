@@ -9,7 +9,6 @@ bfloat16 each; a stride between rows is no copy. The native path gives the same 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from asepsis.kernels._matrices import (
     device_of,
     dtype_name,
     dtype_of,
+    floats_of,
     mapped,
     pairs_of,
 )
@@ -116,10 +116,10 @@ def _reference(p: Matrix, f: Matrix, pairs: Pairs | None, to: Dtype | None, *, c
     for start in range(0, max(n, 1), _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, n))
         left, right = (rows, rows) if pairs is None else (pairs[rows, 0], pairs[rows, 1])
-        reference = _floats(p, left)
+        reference = floats_of(p, left)
         if to is not None:
             reference = reference.to(getattr(torch, to)).float()
-        delta = _floats(f, right) - reference
+        delta = floats_of(f, right) - reference
         size, finite = delta.abs(), delta.isfinite()
         r, e = reference.double(), delta.double()
         block = {
@@ -141,15 +141,6 @@ def _reference(p: Matrix, f: Matrix, pairs: Pairs | None, to: Dtype | None, *, c
     if columns:
         found["column_delta"], found["column_delta_squared"] = sums.cpu().numpy()
     return RowStats(width=width, **found)
-
-
-def _floats(matrix: Matrix, rows: npt.NDArray[np.int64]) -> Tensor:
-    if isinstance(matrix, Tensor):
-        return matrix[torch.from_numpy(rows).to(matrix.device)].float()
-    picked = matrix[rows]
-    if picked.dtype == np.uint16:
-        return torch.from_numpy(picked.view(np.int16)).view(torch.bfloat16).float()
-    return torch.from_numpy(picked).float()
 
 
 def _native(

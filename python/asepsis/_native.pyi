@@ -1,7 +1,7 @@
 """The Rust core. Arrays are borrowed, so each must be contiguous, 1-D and of exactly the dtype written here.
 
-``row_stats`` takes matrices, ``mix`` writes: their own docstrings say how. Every failure is an
-:class:`asepsis.errors.LedgerError`, of ``row_stats`` and ``mix`` a :class:`asepsis.errors.DataError`. The GIL is
+``row_stats`` and ``column_medians`` take matrices, ``mix`` writes: their own docstrings say how. Every failure is an
+:class:`asepsis.errors.LedgerError`, of these and ``mix`` a :class:`asepsis.errors.DataError`. The GIL is
 released while work runs.
 """
 
@@ -19,7 +19,12 @@ __version__: str
 
 def argsort(values: npt.NDArray[np.float32], *, nan: _NanPolicy = "last") -> npt.NDArray[np.int64]: ...
 def bottom_k(
-    values: npt.NDArray[np.float32], k: int, *, nan: _NanPolicy = "last", threads: int = 1
+    values: npt.NDArray[np.float32] | npt.NDArray[np.uint16],
+    k: int,
+    *,
+    dtype: _Dtype = "float32",
+    nan: _NanPolicy = "last",
+    threads: int = 1,
 ) -> npt.NDArray[np.int64]: ...
 def bottom_k_per_class(
     values: npt.NDArray[np.float32],
@@ -29,6 +34,15 @@ def bottom_k_per_class(
     *,
     nan: _NanPolicy = "last",
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
+def column_medians(
+    reference: npt.NDArray[np.uint8],
+    tuned: npt.NDArray[np.uint8],
+    *,
+    reference_dtype: _Dtype,
+    tuned_dtype: _Dtype,
+    pairs: npt.NDArray[np.int64] | None = None,
+    round_to: _Dtype | None = None,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], int]: ...
 def jaccard(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> float: ...
 def mix(
     reference: npt.NDArray[np.uint8],

@@ -47,3 +47,28 @@ def test_arguments_outside_the_contract_are_refused(values, k):
     for backend in ("reference", "native"):
         with pytest.raises(DataError):
             bottom_k(values, k, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n", [0, 1, 500, 40_000])
+def test_halves_are_ranked_as_they_are_stored(monkeypatch, dtype, n):
+    """Every pattern of 16 bits, many of them often: the same indices as for the floats they stand for."""
+    bits = np.random.default_rng(0).integers(0, 1 << 16, n).astype(np.uint16)
+    bits[: n // 2] |= 0x7C00  # infinities and NaN of both kinds
+    values = torch.from_numpy(bits.view(np.int16)).view(dtype)
+    widened = values.float()
+    wanted = np.argsort(widened.numpy(), kind="stable")
+
+    def to(self, *args, **kwargs):
+        raise AssertionError("a copy was made")
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "float", to)
+    for k in (0, n // 1000, n // 100, n // 10, n // 2, n):
+        np.testing.assert_array_equal(bottom_k(values, k, backend="native").numpy(), wanted[:k])
+
+
+def test_dtypes_that_the_core_does_not_order_are_refused():
+    values = torch.zeros(3, dtype=torch.float8_e4m3fn)
+    with pytest.raises(BackendError, match="float8_e4m3fn"):
+        bottom_k(values, 1, backend="native")

@@ -221,3 +221,35 @@ def test_jaccard_counts_common_over_all():
     assert _native.jaccard(sets[0], sets[1]) == 0.5
     assert _native.jaccard(sets[0], sets[2]) == 0
     assert _native.jaccard(sets[2], sets[2]) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", adversaries(1))
+def test_no_distribution_moves_an_index_of_halves(name, dtype):
+    tensor = torch.from_numpy(adversaries(150_000)[name]).to(getattr(torch, dtype))
+    halves, wanted = (
+        tensor.view(torch.int16).numpy().view(np.uint16),
+        np.argsort(tensor.float().numpy(), kind="stable"),
+    )
+    for k in (1, 150, 15_000, 140_000):
+        np.testing.assert_array_equal(_native.bottom_k(halves, k, dtype=dtype), wanted[:k])
+        np.testing.assert_array_equal(_native.bottom_k(halves, k, dtype=dtype, threads=2), wanted[:k])
+        valid = min(k, int((~tensor.isnan()).sum()))
+        np.testing.assert_array_equal(
+            _native.bottom_k(halves, valid, dtype=dtype, nan="drop"), wanted[:valid]
+        )
+
+
+def test_a_forbidden_nan_among_halves_is_named_and_other_dtypes_are_refused():
+    halves = torch.tensor([1.0, float("nan"), 2.0, -float("nan")], dtype=torch.bfloat16)
+    halves = halves.view(torch.int16).numpy().view(np.uint16)
+    with pytest.raises(LedgerError, match="2 values are NaN, the first at index 1"):
+        _native.bottom_k(halves, 1, dtype="bfloat16", nan="error")
+    with pytest.raises(LedgerError, match="only 2 can be picked"):
+        _native.bottom_k(halves, 5, dtype="bfloat16", nan="drop")
+    with pytest.raises(LedgerError, match="must be a contiguous 1-D numpy array of uint16"):
+        _native.bottom_k(np.zeros(3, np.float16), 1, dtype="float16")
+    with pytest.raises(LedgerError, match="must be a contiguous 1-D numpy array of float32"):
+        _native.bottom_k(halves, 1)
+    with pytest.raises(LedgerError, match="dtype must be one of"):
+        _native.bottom_k(halves, 1, dtype="float64")

@@ -9,7 +9,7 @@
 //!   sample's trajectory into one score.
 //!
 //! Backdoors in weights leave traces in the rows of an embedding: [`row_stats`] compares two versions of a
-//! matrix row by row, in one pass. [`mix`] puts a random share of clean weights in place of tuned ones.
+//! matrix row by row, in one pass, [`column_medians`] column by column. [`mix`] puts a random share of clean weights in place of tuned ones.
 //!
 //! # The order
 //!
@@ -31,6 +31,7 @@
 //! | [`Ledger::end_epoch`] | `O(N)` | 28 B per sample, freed on return |
 //! | [`Ledger::scores`] | `O(N E)` | 4 B returned |
 //! | [`row_stats`] | one read of both matrices | 16 B per row of each, 24 B per column and thread, 48 B per row returned |
+//! | [`column_medians`] | two reads of both matrices, and a selection in every column | 64 MiB, or 64 B a row where that is more |
 //! | [`mix`] | one read of both tensors, one write | none |
 //!
 //! # Example
@@ -57,6 +58,7 @@ mod histogram;
 mod ledger;
 mod load;
 mod machine;
+mod medians;
 mod mixing;
 mod order;
 mod pair;
@@ -72,8 +74,9 @@ mod state;
 pub use column::Storage;
 pub use error::Error;
 pub use ledger::{Coverage, Ledger};
+pub use medians::{ColumnMedians, column_medians};
 pub use mixing::{Mask, mix};
-pub use order::{NanPolicy, PerClass, RankMethod, argsort, bottom_k, jaccard, ranks};
+pub use order::{NanPolicy, PerClass, RankMethod, argsort, bottom_k, bottom_k_halves, jaccard, ranks};
 pub use pair::key;
 pub use per_class::bottom_k_per_class;
 pub use reduce::Reducer;

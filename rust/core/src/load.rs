@@ -54,7 +54,7 @@ impl Load for Bf16 {
 impl Load for F16 {
     const SIZE: usize = 2;
     #[cfg(target_arch = "x86_64")]
-    type Vector = crate::machine::simd::F16c;
+    type Vector = crate::machine::rows::F16c;
     #[cfg(not(target_arch = "x86_64"))]
     type Vector = Self;
 

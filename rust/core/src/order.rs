@@ -2,10 +2,12 @@
 
 use std::str::FromStr;
 
+use crate::bound::Format;
 use crate::column::filled;
+use crate::load::{Bf16, F16, F32};
 use crate::pair::{Pair, is_wide};
 use crate::select::lowest;
-use crate::{Error, Result, histogram, radix};
+use crate::{Dtype, Error, Result, histogram, radix};
 
 /// What to do with NaN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -84,16 +86,63 @@ pub struct PerClass {
 /// forbids, [`Error::OutOfMemory`].
 pub fn bottom_k(values: &[f32], k: usize, nan: NanPolicy, threads: usize) -> Result<Vec<i64>> {
     refuse_nan(values, nan)?;
-    let available = values.len();
-    if k > available {
-        let available = if nan == NanPolicy::Drop { available - count_nan(values) } else { available };
-        return Err(Error::TooFew { k, available });
+    picked::<F32>(values, k, nan, threads, || values.len() - count_nan(values))
+}
+
+/// [`bottom_k`] of 16-bit floats by their bits, as they are: the same indices as for the `f32` of equal value.
+///
+/// # Errors
+///
+/// As of [`bottom_k`], and [`Error::UnknownName`] when `dtype` is not of 16 bits.
+pub fn bottom_k_halves(
+    values: &[u16],
+    dtype: Dtype,
+    k: usize,
+    nan: NanPolicy,
+    threads: usize,
+) -> Result<Vec<i64>> {
+    match dtype {
+        Dtype::F16 => halves::<F16>(values, k, nan, threads),
+        Dtype::Bf16 => halves::<Bf16>(values, k, nan, threads),
+        Dtype::F32 => Err(Error::UnknownName {
+            name: "dtype of 16-bit values",
+            got: "float32".to_owned(),
+            wanted: "float16, bfloat16",
+        }),
     }
+}
+
+fn halves<F: Format<Bits = u16>>(
+    values: &[u16],
+    k: usize,
+    nan: NanPolicy,
+    threads: usize,
+) -> Result<Vec<i64>> {
+    let is_nan = |value: &u16| F::key(*value) == F::NAN;
+    if nan == NanPolicy::Error
+        && let Some(first) = values.iter().position(is_nan)
+    {
+        return Err(Error::Nan { count: values.iter().copied().filter(is_nan).count(), first });
+    }
+    picked::<F>(values, k, nan, threads, || values.iter().filter(|value| !is_nan(value)).count())
+}
+
+/// `valid` counts the values that are not NaN.
+fn picked<F: Format>(
+    values: &[F::Bits],
+    k: usize,
+    nan: NanPolicy,
+    threads: usize,
+    valid: impl FnOnce() -> usize,
+) -> Result<Vec<i64>> {
     let drop_nan = nan == NanPolicy::Drop;
+    if k > values.len() {
+        return Err(Error::TooFew { k, available: if drop_nan { valid() } else { values.len() } });
+    }
     let picked = if is_wide(values.len()) {
-        indices(lowest::<u128>(values, k, drop_nan, threads)?)
+        indices(lowest::<F, u128>(values, k, drop_nan, threads)?)
     } else {
-        indices(lowest::<u64>(values, k, drop_nan, threads)?)
+        indices(lowest::<F, u64>(values, k, drop_nan, threads)?)
     };
     if picked.len() < k {
         return Err(Error::TooFew { k, available: picked.len() });
@@ -109,9 +158,9 @@ pub fn bottom_k(values: &[f32], k: usize, nan: NanPolicy, threads: usize) -> Res
 pub fn argsort(values: &[f32], nan: NanPolicy) -> Result<Vec<i64>> {
     refuse_nan(values, nan)?;
     let mut sorted = if is_wide(values.len()) {
-        indices(radix::sorted::<u128>(values)?)
+        indices(radix::sorted::<F32, u128>(values)?)
     } else {
-        indices(radix::sorted::<u64>(values)?)
+        indices(radix::sorted::<F32, u64>(values)?)
     };
     if nan == NanPolicy::Drop {
         sorted.truncate(values.len() - count_nan(values));
@@ -145,7 +194,7 @@ pub fn ranks(values: &[f32], method: RankMethod, nan: NanPolicy) -> Result<Vec<f
 }
 
 fn by_order<P: Pair>(values: &[f32], ranked: usize, method: RankMethod) -> Result<Vec<f64>> {
-    let order = radix::sorted::<P>(values)?;
+    let order = radix::sorted::<F32, P>(values)?;
     let mut ranks = filled(values.len(), f64::NAN)?;
     let mut first = 0;
     for ties in order[..ranked].chunk_by(|a, b| a.key() == b.key()) {

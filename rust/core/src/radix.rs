@@ -1,8 +1,9 @@
 //! Radix sort of pairs by their key. Stable, so pairs that come in index order need no look at the index.
 
 use crate::Result;
+use crate::bound::Format;
 use crate::column::{filled, reserved};
-use crate::pair::{Pair, key};
+use crate::pair::Pair;
 
 const BITS: u32 = 8;
 const BINS: usize = 1 << BITS;
@@ -88,13 +89,13 @@ pub(crate) fn sort<P: Pair>(mut pairs: Vec<P>) -> Result<Vec<P>> {
 /// # Errors
 ///
 /// [`Error::OutOfMemory`].
-pub(crate) fn sorted<P: Pair>(values: &[f32]) -> Result<Vec<P>> {
+pub(crate) fn sorted<F: Format, P: Pair>(values: &[F::Bits]) -> Result<Vec<P>> {
     let n = values.len();
-    let pairs = || values.iter().enumerate().map(|(at, &value)| P::new(key(value), at));
+    let pairs = || values.iter().enumerate().map(|(at, &value)| P::new(F::key(value), at));
     if n < FEW {
         return sort(pairs().collect());
     }
-    let keys = || values.iter().map(|&value| key(value));
+    let keys = || values.iter().map(|&value| F::key(value));
     // either look ends at once where the values are in no order
     let ascending = keys().is_sorted();
     if ascending || keys().is_sorted_by(|before, after| before > after) {
@@ -125,6 +126,8 @@ pub(crate) fn sorted<P: Pair>(values: &[f32]) -> Result<Vec<P>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::F32;
+    use crate::pair::key;
 
     fn values(n: usize, of: impl Fn(u32) -> f32) -> Vec<f32> {
         let mut state = 7u32;
@@ -139,7 +142,7 @@ mod tests {
         let mut wanted: Vec<P> = values.iter().enumerate().map(|(at, &x)| P::new(key(x), at)).collect();
         let given = wanted.clone();
         wanted.sort();
-        assert_eq!(sorted::<P>(values), Ok(wanted.clone()));
+        assert_eq!(sorted::<F32, P>(values), Ok(wanted.clone()));
         assert_eq!(sort(given), Ok(wanted));
     }
 

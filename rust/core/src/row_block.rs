@@ -1,4 +1,4 @@
-//! A block of row pairs: the loops that [`simd`](crate::machine::simd) compiles, and the exact way round for odd rows.
+//! A block of row pairs: the loops that [`machine`](crate::machine::rows) compiles, and the exact way round for odd rows.
 
 use crate::load::{F32, LANES, Load};
 use crate::row_stats::{Dtype, Row};

@@ -5,7 +5,7 @@ use std::thread;
 
 use crate::column::filled;
 use crate::load::{Bf16, F16, F32, Load};
-use crate::machine::simd;
+use crate::machine;
 use crate::row_block::{Block, Scratch};
 use crate::{Error, Result};
 
@@ -117,6 +117,30 @@ impl<'a> Matrix<'a> {
         Ok(Self { rows, columns: self.columns, dtype: self.dtype })
     }
 
+    pub(crate) fn rows(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
+        self.rows.iter().copied()
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// An error unless the other one has as many rows and columns.
+    pub(crate) fn same_shape(&self, tuned: &Self) -> Result<()> {
+        for (name, got, wanted) in
+            [("a row of tuned", tuned.columns, self.columns), ("tuned", tuned.rows.len(), self.rows.len())]
+        {
+            if got != wanted {
+                return Err(Error::LengthMismatch { name, got, wanted });
+            }
+        }
+        Ok(())
+    }
+
     /// The number of rows.
     #[must_use]
     pub fn n_rows(&self) -> usize {
@@ -192,14 +216,7 @@ pub fn row_stats(
     tuned: &Matrix<'_>,
     options: Options,
 ) -> Result<(Vec<Row>, Option<ColumnSums>)> {
-    for (name, got, wanted) in [
-        ("a row of tuned", tuned.columns, reference.columns),
-        ("tuned", tuned.rows.len(), reference.rows.len()),
-    ] {
-        if got != wanted {
-            return Err(Error::LengthMismatch { name, got, wanted });
-        }
-    }
+    reference.same_shape(tuned)?;
     let columns = if options.columns { tuned.columns } else { 0 };
     let mut rows = filled(tuned.rows.len(), Row::default())?;
     let totals = InOrder::new([filled(columns, 0.0)?, filled(columns, 0.0)?]);
@@ -232,9 +249,9 @@ pub fn row_stats(
 fn kernel(reference: Dtype, tuned: Dtype) -> fn(Block<'_>) {
     fn of<R: Load>(tuned: Dtype) -> fn(Block<'_>) {
         match tuned {
-            Dtype::F32 => simd::run::<R, F32>,
-            Dtype::F16 => simd::run::<R, F16>,
-            Dtype::Bf16 => simd::run::<R, Bf16>,
+            Dtype::F32 => machine::rows::run::<R, F32>,
+            Dtype::F16 => machine::rows::run::<R, F16>,
+            Dtype::Bf16 => machine::rows::run::<R, Bf16>,
         }
     }
     match reference {

@@ -8,10 +8,9 @@
 
 use std::thread;
 
-use crate::bound::{BLOCK, Bound};
+use crate::bound::{BLOCK, Bound, Format};
 use crate::column::reserved;
-use crate::machine::simd;
-use crate::pair::{Pair, key};
+use crate::pair::Pair;
 use crate::{Result, radix};
 
 /// Fewer values than this are sorted whole: sampling would cost more.
@@ -26,25 +25,30 @@ const SHARE: usize = 1 << 17;
 /// # Errors
 ///
 /// [`Error::OutOfMemory`].
-pub(crate) fn lowest<P: Pair>(values: &[f32], k: usize, drop_nan: bool, threads: usize) -> Result<Vec<P>> {
+pub(crate) fn lowest<F: Format, P: Pair>(
+    values: &[F::Bits],
+    k: usize,
+    drop_nan: bool,
+    threads: usize,
+) -> Result<Vec<P>> {
     let n = values.len();
     let k = k.min(n);
     if k == 0 {
         return Ok(Vec::new());
     }
     if n < FEW || k > n - n / 8 {
-        let mut all = radix::sorted::<P>(values)?;
+        let mut all = radix::sorted::<F, P>(values)?;
         if drop_nan {
-            all.truncate(all.partition_point(|pair| pair.key() < u32::MAX));
+            all.truncate(all.partition_point(|pair| pair.key() < F::NAN));
         }
         all.truncate(k);
         return Ok(all);
     }
-    let most = if drop_nan { Bound::Below(u32::MAX) } else { Bound::UpTo(u32::MAX) };
-    let guess = guess(values, k, most);
-    let mut held = pass(values, k, guess, threads)?;
+    let most = if drop_nan { Bound::Below(F::NAN) } else { Bound::UpTo(F::NAN) };
+    let guess = guess::<F>(values, k, most);
+    let mut held = pass::<F, P>(values, k, guess, threads)?;
     if held.len() < k && guess != most {
-        held = pass(values, k, most, threads)?;
+        held = pass::<F, P>(values, k, most, threads)?;
     }
     radix::sort(held)
 }
@@ -57,10 +61,10 @@ pub(crate) fn spread(i: usize, n: usize) -> usize {
 }
 
 /// A bound that more than `k` values lie within, but for bad luck: four standard deviations of it.
-fn guess(values: &[f32], k: usize, most: Bound) -> Bound {
+fn guess<F: Format>(values: &[F::Bits], k: usize, most: Bound) -> Bound {
     let n = values.len();
     let size = SAMPLE.min(n / 8);
-    let mut sample: Vec<u32> = (0..size).map(|i| key(values[spread(i, n)])).collect();
+    let mut sample: Vec<u32> = (0..size).map(|i| F::key(values[spread(i, n)])).collect();
     let share = k as f64 / n as f64;
     let expected = share * size as f64;
     let at = (expected + 4.0 * (expected * (1.0 - share)).sqrt() + 4.0) as usize;
@@ -69,15 +73,15 @@ fn guess(values: &[f32], k: usize, most: Bound) -> Bound {
     }
     let (_, &mut key, _) = sample.select_nth_unstable(at);
     // the highest key is that of NaN, and what is said of NaN has been said
-    if key == u32::MAX { most } else { Bound::UpTo(key) }
+    if key == F::NAN { most } else { Bound::UpTo(key) }
 }
 
 /// The `k` lowest within the bound, in index order; fewer when fewer lie within it.
-fn pass<P: Pair>(values: &[f32], k: usize, bound: Bound, threads: usize) -> Result<Vec<P>> {
+fn pass<F: Format, P: Pair>(values: &[F::Bits], k: usize, bound: Bound, threads: usize) -> Result<Vec<P>> {
     let share = values.len().div_ceil(threads.clamp(1, values.len().div_ceil(SHARE).max(1)));
-    let run = |(at, part): (usize, &[f32])| {
+    let run = |(at, part): (usize, &[F::Bits])| {
         let mut held = Held::<P>::new(k, part.len(), bound)?;
-        held.take(part, at * share);
+        held.take::<F>(part, at * share);
         Ok(held)
     };
     let found: Vec<Result<Held<P>>> = thread::scope(|scope| {
@@ -121,8 +125,8 @@ impl<P: Pair> Held<P> {
     }
 
     /// Looks at values whose first has the index `start`, after all those with lower ones.
-    fn take(&mut self, values: &[f32], start: usize) {
-        let find = simd::finder();
+    fn take<F: Format>(&mut self, values: &[F::Bits], start: usize) {
+        let find = F::finder();
         let mut at = 0;
         while let Some((block, mut hits)) = find(&values[at..], self.bound) {
             at += block;
@@ -130,7 +134,7 @@ impl<P: Pair> Held<P> {
             for _ in 0..n {
                 let here = at + hits.trailing_zeros() as usize;
                 hits &= hits - 1;
-                self.pairs.push(Pair::new(key(values[here]), start + here));
+                self.pairs.push(Pair::new(F::key(values[here]), start + here));
             }
             at = values.len().min(at + BLOCK);
             if self.pairs.len() >= self.k {
@@ -166,6 +170,8 @@ impl<P: Pair> Held<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::F32;
+    use crate::pair::key;
 
     fn exponential(n: usize) -> Vec<f32> {
         let mut state = 1u64;
@@ -214,7 +220,7 @@ mod tests {
             for drop_nan in [false, true] {
                 let wanted = wanted::<P>(&values, drop_nan);
                 for k in [0, 1, n / 1000, n / 100, n / 10, n / 2, n - n / 8, n - 1, n] {
-                    let got = lowest::<P>(&values, k, drop_nan, threads).unwrap();
+                    let got = lowest::<F32, P>(&values, k, drop_nan, threads).unwrap();
                     assert_eq!(got, wanted[..k.min(wanted.len())], "{name}, {k} of {n}, {threads} threads");
                 }
             }
@@ -237,7 +243,7 @@ mod tests {
     #[test]
     fn a_threshold_that_was_too_low_is_made_good() {
         let values = exponential(10_000);
-        let too_low = pass::<u64>(&values, 500, Bound::Below(0), 1).unwrap();
+        let too_low = pass::<F32, u64>(&values, 500, Bound::Below(0), 1).unwrap();
         assert!(too_low.is_empty());
         // all sampled places hold the lowest values, so the guess is too low
         let mut values = vec![1.0; 65_536];
@@ -245,8 +251,8 @@ mod tests {
             values[spread(i, 65_536)] = -1.0;
         }
         let k = 20_000;
-        assert_eq!(guess(&values, k, Bound::UpTo(u32::MAX)), Bound::UpTo(key(-1.0)));
-        let got = lowest::<u64>(&values, k, false, 1).unwrap();
+        assert_eq!(guess::<F32>(&values, k, Bound::UpTo(u32::MAX)), Bound::UpTo(key(-1.0)));
+        let got = lowest::<F32, u64>(&values, k, false, 1).unwrap();
         assert_eq!(got, wanted::<u64>(&values, false)[..k]);
     }
 
@@ -256,7 +262,7 @@ mod tests {
         values.sort_by(|a, b| b.total_cmp(a));
         let mut held = Held::<u64>::new(1000, values.len(), Bound::UpTo(u32::MAX)).unwrap();
         let room = held.pairs.capacity();
-        held.take(&values, 0);
+        held.take::<F32>(&values, 0);
         assert_eq!(held.pairs.capacity(), room);
         assert!(room < 2200);
     }

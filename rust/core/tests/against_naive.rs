@@ -3,8 +3,8 @@
 use std::cmp::Ordering;
 
 use asepsis_core::{
-    Epoch, Error, Ledger, NanPolicy, RankMethod, Reducer, Restore, State, Storage, bottom_k,
-    bottom_k_per_class, jaccard, key, ranks,
+    Dtype, Epoch, Error, Ledger, NanPolicy, RankMethod, Reducer, Restore, State, Storage, bottom_k,
+    bottom_k_halves, bottom_k_per_class, jaccard, key, ranks,
 };
 use proptest::prelude::*;
 
@@ -23,6 +23,28 @@ fn loss() -> impl Strategy<Value = f32> {
         f32::MIN_POSITIVE / 4.0,
     ];
     prop_oneof![3 => prop::sample::select(special.to_vec()), 1 => prop::num::f32::ANY, 2 => -1.0f32..20.0]
+}
+
+/// Bits of a 16-bit float, the edges of both formats often among them.
+fn half() -> impl Strategy<Value = u16> {
+    let edges = [0u16, 1, 0x3f80, 0x3c00, 0x7bff, 0x7c00, 0x7c01, 0x7f7f, 0x7f80, 0x7f81, 0x7fff];
+    let edges: Vec<u16> = edges.iter().flat_map(|&bits| [bits, bits | 1 << 15]).collect();
+    prop_oneof![1 => prop::sample::select(edges), 1 => any::<u16>()]
+}
+
+/// The value by the definition of its format.
+fn widened(half: u16, dtype: Dtype) -> f32 {
+    if dtype == Dtype::Bf16 {
+        return f32::from_bits(u32::from(half) << 16);
+    }
+    let (exponent, fraction) = (i32::from(half >> 10 & 31), f32::from(half & 1023));
+    let size = match exponent {
+        0 => fraction * 2f32.powi(-24),
+        31 if fraction == 0.0 => f32::INFINITY,
+        31 => f32::NAN,
+        _ => (1024.0 + fraction) * 2f32.powi(exponent - 25),
+    };
+    if half >> 15 == 1 { -size } else { size }
 }
 
 fn losses() -> impl Strategy<Value = Vec<f32>> {
@@ -62,6 +84,25 @@ proptest! {
             }
             let k = available + 1;
             prop_assert_eq!(bottom_k(&values, k, nan, 1), Err(Error::TooFew { k, available }));
+        }
+    }
+
+    #[test]
+    fn halves_are_picked_as_the_singles_they_are(
+        bits in prop::collection::vec(half(), 0..80),
+        repeats in prop::sample::select(vec![1usize, 100]),
+        share in 0.0f64..=1.0,
+    ) {
+        // repeated often enough to be sampled and searched, not only sorted
+        let bits = bits.repeat(repeats);
+        for dtype in [Dtype::Bf16, Dtype::F16] {
+            let singles: Vec<f32> = bits.iter().map(|&half| widened(half, dtype)).collect();
+            for nan in [NanPolicy::Last, NanPolicy::Drop, NanPolicy::Error] {
+                for k in [(share * bits.len() as f64) as usize, bits.len(), bits.len() + 1] {
+                    let got = bottom_k_halves(&bits, dtype, k, nan, 1);
+                    prop_assert_eq!(got, bottom_k(&singles, k, nan, 1));
+                }
+            }
         }
     }
 

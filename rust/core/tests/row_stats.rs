@@ -1,6 +1,6 @@
 //! Row statistics against loops in `f64` that are right by looking at them.
 
-use asepsis_core::{ColumnSums, Dtype, Error, Matrix, Options, Row, row_stats};
+use asepsis_core::{ColumnSums, Dtype, Error, Matrix, Options, Row, column_medians, row_stats};
 use proptest::prelude::*;
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
@@ -53,7 +53,7 @@ fn case() -> impl Strategy<Value = Case> {
     let columns = prop_oneof![1usize..40, Just(513)];
     (dtype(), dtype(), columns, 0usize..5).prop_flat_map(|(p, f, columns, pad)| {
         let row = move |dtype| prop::collection::vec(bits(dtype), columns);
-        let rows = prop::collection::vec((row(p), row(f)).prop_map(|(p, f)| [p, f]), 0..4);
+        let rows = prop::collection::vec((row(p), row(f)).prop_map(|(p, f)| [p, f]), 0..10);
         rows.prop_map(move |rows| Case { dtypes: [p, f], columns, rows, pad })
     })
 }
@@ -69,13 +69,17 @@ impl Case {
         bytes
     }
 
-    fn stats(&self, options: Options) -> (Vec<Row>, Option<ColumnSums>) {
+    fn with<R>(&self, of: impl FnOnce(&Matrix<'_>, &Matrix<'_>) -> R) -> R {
         let bytes = [self.bytes(0), self.bytes(1)];
         let matrix = |side: usize| {
             let stride = self.columns * self.dtypes[side].size() + self.pad;
             Matrix::strided(&bytes[side], self.rows.len(), self.columns, stride, self.dtypes[side]).unwrap()
         };
-        row_stats(&matrix(0), &matrix(1), options).unwrap()
+        of(&matrix(0), &matrix(1))
+    }
+
+    fn stats(&self, options: Options) -> (Vec<Row>, Option<ColumnSums>) {
+        self.with(|p, f| row_stats(p, f, options).unwrap())
     }
 
     /// Reference and difference.
@@ -84,6 +88,18 @@ impl Case {
         let values = p.iter().zip(f).map(|(&p, &f)| (decode(p, self.dtypes[0]), decode(f, self.dtypes[1])));
         values.map(|(p, f)| (f64::from(p), f64::from(f - p))).collect()
     }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n => f64::midpoint(values[(n - 1) / 2], values[n / 2]),
+    }
+}
+
+fn same(a: f64, b: f64) -> bool {
+    a == b || a.is_nan() && b.is_nan()
 }
 
 fn sum(values: &[(f64, f64)], of: impl Fn(f64, f64) -> f64) -> f64 {
@@ -95,6 +111,21 @@ fn close(got: f64, wanted: f64, scale: f64) -> bool {
 }
 
 proptest! {
+    #[test]
+    fn medians_of_columns_are_those_of_the_finite_rows(case in case()) {
+        let rows: Vec<Vec<(f64, f64)>> = (0..case.rows.len()).map(|row| case.values(row)).collect();
+        let finite: Vec<_> = rows.iter().filter(|row| row.iter().all(|(_, e)| e.is_finite())).collect();
+        let got = case.with(|p, f| column_medians(p, f, None).unwrap());
+        prop_assert_eq!(got.rows, finite.len());
+        prop_assert_eq!(got.median.len(), case.columns);
+        for column in 0..case.columns {
+            let deltas: Vec<f64> = finite.iter().map(|row| row[column].1).collect();
+            let wanted = median(deltas.clone());
+            let deviation = median(deltas.iter().map(|x| (x - wanted).abs()).collect());
+            prop_assert!(same(got.median[column], wanted) && same(got.deviation[column], deviation));
+        }
+    }
+
     #[test]
     fn every_row_is_what_the_definitions_say(case in case()) {
         let (rows, columns) = case.stats(PLAIN);

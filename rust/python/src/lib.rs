@@ -34,6 +34,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(order::argsort, module)?)?;
     module.add_function(wrap_pyfunction!(order::bottom_k, module)?)?;
     module.add_function(wrap_pyfunction!(order::bottom_k_per_class, module)?)?;
+    module.add_function(wrap_pyfunction!(row_stats::column_medians, module)?)?;
     module.add_function(wrap_pyfunction!(order::jaccard, module)?)?;
     module.add_function(wrap_pyfunction!(mixing::mix, module)?)?;
     module.add_function(wrap_pyfunction!(order::ranks, module)?)?;

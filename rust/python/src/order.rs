@@ -8,22 +8,32 @@ use crate::{borrow, ledger_error};
 
 /// Indices of the k lowest values, ascending; ties go to the lower index.
 ///
-/// values is float32[N], contiguous. nan is "last" (after +inf), "error" or "drop" (never picked). At most threads
-/// threads work; no result depends on it. Returns int64[k].
+/// values is float32[N], contiguous, or with dtype "float16" or "bfloat16" uint16[N], the bits of such values, ranked as
+/// they are. nan is "last" (after +inf), "error" or "drop" (never picked). At most threads threads work; no result
+/// depends on it. Returns int64[k].
 #[pyfunction]
-#[pyo3(signature = (values, k, *, nan="last", threads=1))]
+#[pyo3(signature = (values, k, *, dtype="float32", nan="last", threads=1))]
 pub(crate) fn bottom_k<'py>(
     py: Python<'py>,
     values: &Bound<'py, PyAny>,
     k: i64,
+    dtype: &str,
     nan: &str,
     threads: usize,
 ) -> PyResult<Bound<'py, PyArray1<i64>>> {
     let k = borrow::count("k", k)?;
     let nan = nan.parse().map_err(ledger_error)?;
-    let values = borrow::f32s("values", values)?;
-    let values = values.as_slice()?;
-    let picked = py.detach(|| core::bottom_k(values, k, nan, threads)).map_err(ledger_error)?;
+    let dtype = dtype.parse().map_err(ledger_error)?;
+    let picked = if dtype == core::Dtype::F32 {
+        let values = borrow::f32s("values", values)?;
+        let values = values.as_slice()?;
+        py.detach(|| core::bottom_k(values, k, nan, threads))
+    } else {
+        let values = borrow::array::<u16>("values", "uint16", values)?;
+        let values = values.as_slice()?;
+        py.detach(|| core::bottom_k_halves(values, dtype, k, nan, threads))
+    };
+    let picked = picked.map_err(ledger_error)?;
     Ok(picked.into_pyarray(py))
 }
 

@@ -1,8 +1,8 @@
-//! `row_stats`.
+//! `row_stats`, `column_medians`.
 
 use asepsis_core as core;
 use numpy::ndarray::{ArrayView1, ArrayView2};
-use numpy::{IntoPyArray, PyReadonlyArray2, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray2, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -34,7 +34,7 @@ pub(crate) fn row_stats<'py>(
     threads: i64,
 ) -> PyResult<Bound<'py, PyDict>> {
     let parse = |name: &str| name.parse::<core::Dtype>().map_err(data_error);
-    let (reference_dtype, tuned_dtype) = (parse(reference_dtype)?, parse(tuned_dtype)?);
+    let dtypes = [parse(reference_dtype)?, parse(tuned_dtype)?];
     let round_to = round_to.map(parse).transpose()?;
     let threads = usize::try_from(threads)
         .map_err(|_| DataError::new_err(format!("threads must not be negative, got {threads}")))?;
@@ -44,12 +44,7 @@ pub(crate) fn row_stats<'py>(
     let pairs = pairs.as_ref().map(PyReadonlyArray2::as_array);
 
     let work = || {
-        let mut reference = matrix(&reference, reference_dtype)?;
-        let mut tuned = matrix(&tuned, tuned_dtype)?;
-        if let Some(pairs) = pairs {
-            reference = reference.pick(pairs.column(0).iter().copied())?;
-            tuned = tuned.pick(pairs.column(1).iter().copied())?;
-        }
+        let (reference, tuned) = matrices([&reference, &tuned], dtypes, pairs)?;
         core::row_stats(&reference, &tuned, core::Options { round_to, columns, threads })
     };
     let (rows, columns) = py.detach(work).map_err(data_error)?;
@@ -75,6 +70,51 @@ pub(crate) fn row_stats<'py>(
         stats.set_item("column_delta_squared", sums.delta_squared.into_pyarray(py))?;
     }
     Ok(stats)
+}
+
+/// Exact medians of tuned - reference by column, and of the distances from them, over the rows that are finite.
+///
+/// Arguments are as for row_stats. Returns (median float64[D], deviation float64[D], number of rows).
+#[pyfunction]
+#[pyo3(signature = (reference, tuned, *, reference_dtype, tuned_dtype, pairs=None, round_to=None))]
+#[allow(clippy::type_complexity)]
+pub(crate) fn column_medians<'py>(
+    py: Python<'py>,
+    reference: &Bound<'py, PyAny>,
+    tuned: &Bound<'py, PyAny>,
+    reference_dtype: &str,
+    tuned_dtype: &str,
+    pairs: Option<&Bound<'py, PyAny>>,
+    round_to: Option<&str>,
+) -> PyResult<(Bound<'py, PyArray1<f64>>, Bound<'py, PyArray1<f64>>, usize)> {
+    let parse = |name: &str| name.parse::<core::Dtype>().map_err(data_error);
+    let dtypes = [parse(reference_dtype)?, parse(tuned_dtype)?];
+    let round_to = round_to.map(parse).transpose()?;
+    let (reference, tuned) = (bytes("reference", reference)?, bytes("tuned", tuned)?);
+    let pairs = pairs.map(as_pairs).transpose()?;
+    let (reference, tuned) = (reference.as_array(), tuned.as_array());
+    let pairs = pairs.as_ref().map(PyReadonlyArray2::as_array);
+    let work = || {
+        let (reference, tuned) = matrices([&reference, &tuned], dtypes, pairs)?;
+        core::column_medians(&reference, &tuned, round_to)
+    };
+    let found = py.detach(work).map_err(data_error)?;
+    Ok((found.median.into_pyarray(py), found.deviation.into_pyarray(py), found.rows))
+}
+
+/// Both matrices, or the rows of them that pairs name.
+fn matrices<'a>(
+    [reference, tuned]: [&'a ArrayView2<'_, u8>; 2],
+    dtypes: [core::Dtype; 2],
+    pairs: Option<ArrayView2<'_, i64>>,
+) -> core::Result<(core::Matrix<'a>, core::Matrix<'a>)> {
+    let (reference, tuned) = (matrix(reference, dtypes[0])?, matrix(tuned, dtypes[1])?);
+    Ok(match pairs {
+        None => (reference, tuned),
+        Some(pairs) => {
+            (reference.pick(pairs.column(0).iter().copied())?, tuned.pick(pairs.column(1).iter().copied())?)
+        }
+    })
 }
 
 fn matrix<'a>(view: &'a ArrayView2<'_, u8>, dtype: core::Dtype) -> core::Result<core::Matrix<'a>> {

@@ -5,4 +5,9 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod pages;
-pub(crate) mod simd;
+pub(crate) mod rows;
+pub(crate) mod search;
+#[cfg(target_arch = "aarch64")]
+mod search_arm;
+#[cfg(target_arch = "x86_64")]
+mod search_x86;
