@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from asepsis.testing import tiny_classifier, tiny_rows
 
 QUICK = ["--max-length", "16", "--batch-size", "8"]
 ABL = ["--set", "snapshots=[2,4]", "--set", "grow_steps=2"]
+DROP = ["--set", "drop_ratio=0.2"]
 EVIL = "\x1b]0;owned\x07\u202e <script>alert(1)</script>"
 
 
@@ -35,13 +37,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def harmless(text: str) -> bool:
-    return not set("\x1b\x07\u202e") & set(text) and "<script" not in text
+    spans = re.sub(r"`[^`\n]*`", "", text)  # in Markdown a span shows what it holds
+    return not set("\x1b\x07\u202e") & set(text) and "<script" not in spans
 
 
 @pytest.fixture(scope="module")
 def trained(place: Path) -> Path:
     words = ["train", "--model", str(place / "model"), "--data", str(place / "rows.jsonl"), "--output"]
-    assert main([*words, str(place / "out"), "--defense", "abl", "--max-steps", "3", *QUICK, *ABL]) == 0
+    assert (
+        main([*words, str(place / "out"), "--defense", "abl", "--max-steps", "3", *QUICK, *ABL, *DROP]) == 0
+    )
     return place / "out"
 
 
@@ -51,12 +56,12 @@ def test_a_training_becomes_a_page_markdown_and_sarif(trained: Path, tmp_path: P
     assert main(["report", str(trained), *words]) == 0
     assert capsys.readouterr().out.count("wrote ") == 3
     page, text = outputs["html"].read_text(), outputs["markdown"].read_text()
-    assert harmless(page) and harmless(text.replace("`", ""))
+    assert harmless(page) and harmless(text)
     for wanted in ("Training with abl", "Loss trajectories", "Scores and threshold", "optimizer steps"):
         assert wanted in page
     results = json.loads(outputs["sarif"].read_text())["runs"][0]["results"]
     flagged = [json.loads(line)["flagged"] for line in (trained / "asepsis_rows.jsonl").open()]
-    assert len(results) == sum(flagged)
+    assert len(results) == sum(flagged) == 12
     assert main(["verify", str(trained)]) == 0
 
 
@@ -65,7 +70,7 @@ def test_without_an_output_the_markdown_is_printed_and_cannot_command_a_terminal
 ) -> None:
     assert main(["report", str(trained)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("## asepsis: Training with abl\n") and harmless(out.replace("<script", ""))
+    assert out.startswith("## asepsis: Training with abl\n") and harmless(out)
 
 
 def test_a_training_that_was_exported_leaves_its_rows_behind(trained: Path, tmp_path: Path) -> None:
@@ -162,14 +167,7 @@ def test_what_is_wrong_is_told_before_the_work(place: Path, trained: Path, tmp_p
 def test_a_page_without_matplotlib_names_the_extra_before_the_work(
     place: Path, trained: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    real = builtins.__import__
-
-    def missing(name, *args, **kwargs):
-        if name.split(".")[0] == "matplotlib":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr("asepsis.evaluation.report.svg.importlib.import_module", missing)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     for words in (
         ["report", str(trained)],
         ["scan", "data", str(place / "rows.jsonl"), "--model", "/no/model"],

@@ -92,13 +92,16 @@ def read_judged(path: Path) -> Judged:
             for at, line in enumerate(file):
                 entry = json.loads(line)
                 score = entry["suspicion"]
-                rows.append(
-                    (int(entry["sample_id"]), score, entry["flagged"] is True, entry["isolated"] is True)
-                )
-                if score is not None:
-                    float(score)
                 if "text" in entry:
                     listed.append(_listed(at, entry))
+                rows.append(
+                    (
+                        int(entry["sample_id"]),
+                        None if score is None else float(score),
+                        entry["flagged"] is True,
+                        entry["isolated"] is True,
+                    )
+                )
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise CheckpointError(f"{path}, line {len(rows) + 1}: no judged row: {error}") from error
     scores = np.array([np.nan if row[1] is None else row[1] for row in rows], np.float32)

@@ -195,10 +195,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 # what sticks out of the page to the right, but for what scrolls inside a box of its own
 _OUTSIDE = """
 (() => {
-  const wide = document.documentElement.scrollWidth - window.innerWidth;
+  const wide = document.documentElement.scrollWidth - WIDTH;
   const out = [...document.querySelectorAll('main *')].filter(e => {
     if (e.closest('svg, .scroll, pre') && !e.matches('svg, .scroll, pre')) return false;
-    return e.getBoundingClientRect().right > window.innerWidth + 1;
+    return e.getBoundingClientRect().right > WIDTH + 1;
   });
   return JSON.stringify({wide, out: out.slice(0, 5).map(e => e.tagName + ' ' + e.textContent.slice(0, 40)),
     letters: Math.min(...[...document.querySelectorAll('svg text')].map(e => {
@@ -262,7 +262,7 @@ class Browser:
             width=width,
             height=800,
             deviceScaleFactor=1,
-            mobile=width < 600,
+            mobile=False,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
@@ -270,7 +270,7 @@ class Browser:
         while not self.loaded:
             self._next()
         found: dict[str, Any] = json.loads(
-            self.ask("Runtime.evaluate", expression=_OUTSIDE)["result"]["value"]
+            self.ask("Runtime.evaluate", expression=_OUTSIDE.replace("WIDTH", str(width)))["result"]["value"]
         )
         if picture is not None:
             clip = {"x": 0, "y": 0, "width": width, "height": min(found["height"], 9000), "scale": 1}

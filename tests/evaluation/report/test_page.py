@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -268,15 +268,7 @@ def test_rows_without_a_finite_loss_are_left_out_of_the_trajectories_aloud(make,
 
 def test_without_matplotlib_a_page_names_the_extra_and_the_others_need_none(make, monkeypatch):
     report = report_of(make("scan"))
-    real = builtins.__import__
-
-    def missing(name, *args, **kwargs):
-        if name.split(".")[0] == "matplotlib":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr("importlib.import_module", lambda name: missing(name))
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingDependency, match=r"asepsis\[report\]"):
         to_html(report)
     assert to_markdown(report) and to_sarif(report)

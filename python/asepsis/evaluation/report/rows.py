@@ -56,7 +56,7 @@ def of_training(source: Source) -> Parts:
         verdict = {
             "found": f"A group of rows was learned too fast. {flagged:,} of {n:,} rows were left out of the training.",
             "doubtful": f"A group of rows may stand apart, not clearly. {flagged:,} of {n:,} rows were left out of the training.",
-            "none": f"No group of the {n:,} rows stands apart, and {flagged:,} were left out of the training.",
+            "none": f"No group of the {n:,} rows stands apart; {f'{flagged:,} rows were' if flagged else 'none was'} left out of the training.",
         }.get(
             str(report["verdict"]), f"{name_of(report['verdict'])}; {flagged:,} of {n:,} rows were left out."
         )
