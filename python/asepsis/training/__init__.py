@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from asepsis.core.fingerprint import weights_fingerprint
 from asepsis.core.manifest import FORMAT, identity
 from asepsis.core.phases import Outcome, Script
 from asepsis.data import Data, read
@@ -22,10 +23,23 @@ from asepsis.training.checkpoint import save_run, versions
 from asepsis.training.driver import Driver, Progress, silent
 from asepsis.training.loop import LoopDriver
 from asepsis.training.models import load_for
+from asepsis.training.resume import EVERY, Journal
 from asepsis.training.settings import Settings
 from asepsis.training.undefended import undefended
 
-__all__ = ["Run", "Settings", "build", "defend", "describe", "run_script"]
+__all__ = [
+    "Run",
+    "Settings",
+    "build",
+    "defend",
+    "describe",
+    "made_of",
+    "manifest_of",
+    "read_reference",
+    "run_script",
+    "script_of",
+    "settings_of",
+]
 
 Choice = str | DefenseConfig | None
 
@@ -96,6 +110,9 @@ def defend(
     peft_config: Any = None,
     progress: Progress = silent,
     keep_stages: bool = False,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_every: int = EVERY,
+    resume: bool = False,
 ) -> Run:
     """Train ``model`` on untrusted ``data`` under a defense.
 
@@ -124,6 +141,14 @@ def defend(
     keep_stages : bool
         Keep the weights at the stages a defense marks (for ``btu`` before and after the edit), to be measured with
         :meth:`Run.stage`. Each stage is a copy of the trained weights in CPU memory.
+    checkpoint_dir : path, optional
+        Write the state of the run to this folder, so that a killed run can go on; see ``docs/training.md``. What is there
+        stays when the run is done: delete it once the result is saved.
+    checkpoint_every : int
+        Batches, trained on or scored, between two checkpoints.
+    resume : bool
+        Go on at the newest whole checkpoint in ``checkpoint_dir``. On the CPU the result is that of a run that was never
+        killed, bit for bit. Without a checkpoint the run begins at its start, and says so.
 
     Returns
     -------
@@ -135,13 +160,22 @@ def defend(
         If the defense needs something that was not given.
     DefenseInert
         If the defense could not act.
+    CheckpointError
+        ``checkpoint_dir`` holds checkpoints and ``resume`` is off; or they are of another run, or none is whole.
     """
+    if resume and checkpoint_dir is None:
+        raise ConfigError(
+            "resume=True needs checkpoint_dir: the folder that the killed run wrote its checkpoints to"
+        )
     rows = read(data)
-    given = Given(clean_reference=_reference(clean_reference, rows))
+    given = Given(clean_reference=read_reference(clean_reference, rows))
+    journal = (
+        None if checkpoint_dir is None else Journal(checkpoint_dir, every=checkpoint_every, resume=resume)
+    )
     return run_script(
         model,
         rows,
-        _script_of(defense, given, rows),
+        script_of(defense, given, rows),
         defense=describe(defense),
         processing_class=processing_class,
         args=args,
@@ -149,6 +183,8 @@ def defend(
         peft_config=peft_config,
         progress=progress,
         keep_stages=keep_stages,
+        journal=journal,
+        given=given,
     )
 
 
@@ -164,17 +200,29 @@ def run_script(
     peft_config: Any = None,
     progress: Progress = silent,
     keep_stages: bool = False,
+    journal: Journal | None = None,
+    given: Given | None = None,
 ) -> Run:
-    """Drive any script, a defense's or your own. ``defense`` describes it in the manifest; the rest as `defend`."""
+    """Drive any script, a defense's or your own.
+
+    ``defense`` describes it in the manifest, ``given`` is what it was handed beside model and data; a ``journal`` makes it
+    resumable. The rest as `defend`.
+    """
     chosen = settings or Settings()
     rows = read(data)
-    seed = args.seed if args is not None else chosen.seed
+    settled = settings_of(chosen if args is None else args)
+    seed = settled["seed"]
     network, tokenizer = _prepare(model, processing_class, rows, peft_config, seed)
     # before the work: what it was then, and an unreadable one must not cost a finished training
     origin = {"model": identity(model)} if isinstance(model, (str, Path)) else None
+    if journal is not None:
+        decides = {**settled, "max_length": chosen.max_length, "keep_stages": keep_stages}
+        journal.open(made_of(rows, network, defense, given, decides, origin=origin), versions())
     driver: Driver
     if args is None:
-        driver = LoopDriver(network, tokenizer, rows, chosen, progress=progress, keep_stages=keep_stages)
+        driver = LoopDriver(
+            network, tokenizer, rows, chosen, progress=progress, keep_stages=keep_stages, journal=journal
+        )
     else:
         from asepsis.training.trainer import TrainerDriver  # transformers.Trainer takes seconds to import
 
@@ -186,11 +234,28 @@ def run_script(
             max_length=chosen.max_length,
             progress=progress,
             keep_stages=keep_stages,
+            journal=journal,
         )
     outcome = driver.run(script(network, rows))
-    manifest = {
+    name = str(model) if isinstance(model, (str, Path)) else getattr(network, "name_or_path", "")
+    manifest = manifest_of(driver, outcome, defense, settled, name=name, origin=origin)
+    return Run(network, tokenizer, outcome, rows, manifest, driver.stages)
+
+
+def manifest_of(
+    driver: Driver,
+    outcome: Outcome,
+    defense: dict[str, Any],
+    settled: dict[str, Any],
+    *,
+    name: str,
+    origin: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what a finished run is described by."""
+    rows = driver.data
+    return {
         "format": FORMAT,
-        "model": str(model) if isinstance(model, (str, Path)) else getattr(network, "name_or_path", ""),
+        "model": name,
         "origin": origin,
         "task": rows.task,
         "n_classes": rows.n_classes,
@@ -198,11 +263,37 @@ def run_script(
         "acted": vars(outcome.acted),
         "report": outcome.report,
         "data": {"source": rows.source, "rows": len(rows), "fingerprint": rows.fingerprint},
-        "settings": {"seed": seed, **(vars(chosen) if args is None else {"trainer": _chosen(args)})},
+        "settings": settled,
         "steps": driver.steps_done,
         "versions": versions(),
     }
-    return Run(network, tokenizer, outcome, rows, manifest, driver.stages)
+
+
+def made_of(
+    rows: Data,
+    network: nn.Module,
+    defense: dict[str, Any],
+    given: Given | None,
+    settled: dict[str, Any],
+    *,
+    origin: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what decides a run's result: whoever resumes it has to have the same."""
+    reference = None if given is None else given.clean_reference
+    return {
+        "data": rows.fingerprint,
+        "clean_reference": reference.fingerprint if isinstance(reference, Data) else reference,
+        "model": {"weights": weights_fingerprint(network), "origin": origin},
+        "defense": defense,
+        "settings": settled,
+    }
+
+
+def settings_of(chosen: Any) -> dict[str, Any]:
+    """Return what :class:`Settings` or TrainingArguments say of a result."""
+    if isinstance(chosen, Settings):
+        return dict(vars(chosen))
+    return {"seed": chosen.seed, "trainer": _chosen(chosen)}
 
 
 @torch.no_grad()
@@ -211,7 +302,8 @@ def _copy_into(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tens
         parameters[name].copy_(value)
 
 
-def _reference(source: Any, rows: Data) -> Data | Literal["auto"] | None:
+def read_reference(source: Any, rows: Data) -> Data | Literal["auto"] | None:
+    """Return clean rows as rows of the run's task."""
     if source is None:
         return None
     if isinstance(source, str) and source == "auto":
@@ -221,7 +313,8 @@ def _reference(source: Any, rows: Data) -> Data | Literal["auto"] | None:
     return reference
 
 
-def _script_of(choice: Choice, given: Given, rows: Data) -> Callable[[nn.Module, Data], Script]:
+def script_of(choice: Choice, given: Given, rows: Data) -> Callable[[nn.Module, Data], Script]:
+    """Return the script of a defense that acts during training and has what it needs."""
     if choice is None or choice == "none":
         return lambda model, data: undefended(len(data))
     defense = build(choice, given)
