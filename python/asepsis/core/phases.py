@@ -91,9 +91,8 @@ class Stage:
 class Touch:
     """Ask for the weights to be read, changed or both by the script itself. Answer: what ``do`` returns.
 
-    A script may look at the model whenever it wants. But whoever resumes a killed run runs its script again with the
-    answers it was given, on weights that are not yet where they were: what hangs on weights that were trained, or changes
-    them, is asked for by this, and is then not done twice.
+    A killed run is resumed by running its script again with the answers it was given, on weights that are not yet where
+    they were. So what hangs on trained weights, or changes weights, is asked for: it is then not done twice.
 
     Attributes
     ----------
