@@ -122,6 +122,13 @@ def test_joined_rows_are_refused(option, tmp_path):
         trainer_for("none", tmp_path, **more[option])
 
 
+def test_a_trainer_that_compares_rows_is_refused():
+    from trl import DPOTrainer
+
+    with pytest.raises(ConfigError, match="DPOTrainer learns by another loss"):
+        asepsis.defended(DPOTrainer, "abl")
+
+
 def test_another_loss_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="loss_type='dft' is not the loss"):
         trainer_for("none", tmp_path, loss_type="dft")

@@ -11,8 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from asepsis.core.fingerprint import weights_fingerprint
-from asepsis.core.manifest import FORMAT, identity
+from asepsis.core.manifest import identity
 from asepsis.core.phases import Outcome, Script
 from asepsis.data import Data, read
 from asepsis.defenses import available, load
@@ -23,6 +22,7 @@ from asepsis.training.checkpoint import save_run, versions
 from asepsis.training.driver import Driver, Progress, silent
 from asepsis.training.loop import LoopDriver
 from asepsis.training.models import load_for
+from asepsis.training.record import made_of, manifest_of, settings_of
 from asepsis.training.resume import EVERY, Journal
 from asepsis.training.settings import Settings
 from asepsis.training.undefended import undefended
@@ -33,12 +33,9 @@ __all__ = [
     "build",
     "defend",
     "describe",
-    "made_of",
-    "manifest_of",
     "read_reference",
     "run_script",
     "script_of",
-    "settings_of",
 ]
 
 Choice = str | DefenseConfig | None
@@ -242,60 +239,6 @@ def run_script(
     return Run(network, tokenizer, outcome, rows, manifest, driver.stages)
 
 
-def manifest_of(
-    driver: Driver,
-    outcome: Outcome,
-    defense: dict[str, Any],
-    settled: dict[str, Any],
-    *,
-    name: str,
-    origin: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return what a finished run is described by."""
-    rows = driver.data
-    return {
-        "format": FORMAT,
-        "model": name,
-        "origin": origin,
-        "task": rows.task,
-        "n_classes": rows.n_classes,
-        "defense": defense,
-        "acted": vars(outcome.acted),
-        "report": outcome.report,
-        "data": {"source": rows.source, "rows": len(rows), "fingerprint": rows.fingerprint},
-        "settings": settled,
-        "steps": driver.steps_done,
-        "versions": versions(),
-    }
-
-
-def made_of(
-    rows: Data,
-    network: nn.Module,
-    defense: dict[str, Any],
-    given: Given | None,
-    settled: dict[str, Any],
-    *,
-    origin: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return what decides a run's result: whoever resumes it has to have the same."""
-    reference = None if given is None else given.clean_reference
-    return {
-        "data": rows.fingerprint,
-        "clean_reference": reference.fingerprint if isinstance(reference, Data) else reference,
-        "model": {"weights": weights_fingerprint(network), "origin": origin},
-        "defense": defense,
-        "settings": settled,
-    }
-
-
-def settings_of(chosen: Any) -> dict[str, Any]:
-    """Return what :class:`Settings` or TrainingArguments say of a result."""
-    if isinstance(chosen, Settings):
-        return dict(vars(chosen))
-    return {"seed": chosen.seed, "trainer": _chosen(chosen)}
-
-
 @torch.no_grad()
 def _copy_into(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
@@ -377,23 +320,3 @@ def _prepare(
     if not any(p.requires_grad for p in network.parameters()):
         raise ModelError("the model has no trainable parameter")
     return network, tokenizer
-
-
-def _chosen(args: Any) -> dict[str, Any]:
-    """Return the training arguments that decide a result."""
-    names = [
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "learning_rate",
-        "weight_decay",
-        "max_grad_norm",
-        "num_train_epochs",
-        "max_steps",
-        "lr_scheduler_type",
-        "warmup_steps",
-        "bf16",
-        "fp16",
-        "optim",
-        "world_size",
-    ]
-    return {name: str(getattr(args, name)) for name in names if hasattr(args, name)}

@@ -7,13 +7,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import SaveStrategy
 
 from asepsis.core.lora import layers
-from asepsis.core.outcome import Ids, Outcome
-from asepsis.core.phases import Relabel
+from asepsis.core.outcome import Outcome
 from asepsis.data import Data
 from asepsis.defenses.base import Defense, Given
 from asepsis.errors import BackendError, ConfigError, ModelError
@@ -22,18 +20,15 @@ from asepsis.training import (
     Run,
     build,
     describe,
-    made_of,
-    manifest_of,
     read_reference,
     script_of,
-    settings_of,
 )
 from asepsis.training.checkpoint import save_model, versions
-from asepsis.training.collate import Collator
 from asepsis.training.one_phase import OnePhase, Phase, StepDone
-from asepsis.training.own_rows import ID, OwnCollator, OwnRows, task_of, with_ids
+from asepsis.training.own_driver import OwnDriver, check_trainer
+from asepsis.training.own_rows import ID, OwnRows, task_of, with_ids
+from asepsis.training.record import made_of, manifest_of, settings_of
 from asepsis.training.resume import EVERY, Journal, discard
-from asepsis.training.trainer import TrainerDriver
 
 log = logging.getLogger("asepsis")
 
@@ -59,7 +54,7 @@ def defended(base: type[Any], defense: Choice, *, clean_reference: Any = None) -
     Raises
     ------
     ConfigError
-        ``base`` is no Trainer, or the defense does not act during training.
+        ``base`` is no Trainer or learns by comparing rows, or the defense does not act during training.
 
     Examples
     --------
@@ -75,45 +70,19 @@ def defended(base: type[Any], defense: Choice, *, clean_reference: Any = None) -
         built = build(defense)
         if type(built).script is Defense.script:
             built.script(None, None)  # type: ignore[arg-type] # raises, and says what the defense is for
-    own_loss = base.compute_loss is not Trainer.compute_loss and not base.__module__.startswith("trl.")
-    if own_loss:
+    loss = base.compute_loss
+    of_trl, whose = loss.__module__.startswith("trl."), loss.__qualname__.partition(".")[0]
+    if of_trl and whose != "SFTTrainer":
+        raise ConfigError(
+            f"{base.__name__} learns by another loss than the cross entropy of rows that defenses act on"
+        )
+    if loss is not Trainer.compute_loss and not of_trl:
         log.warning(
             "%s computes a loss of its own: training rows do not get it, a defense needs the cross entropy of each row",
             base.__name__,
         )
     settled = {"_defense": defense, "_clean_reference": clean_reference, "__doc__": base.__doc__}
     return type(f"Defended{base.__name__}", (_Defended, base), settled)
-
-
-class _OwnDriver(TrainerDriver):
-    """Trains with the user's own trainer, on the user's own rows."""
-
-    def __init__(self, trainer: Any, rows: OwnRows, tokenizer: Any, journal: Journal | None) -> None:
-        super().__init__(
-            trainer.model,
-            tokenizer,
-            rows.data,
-            trainer.args,
-            max_length=_longest(trainer.model, tokenizer),
-            journal=journal,
-        )
-        self.trainer = trainer
-        self.own = {rows.data.source: rows}
-
-    def rows_of(
-        self, data: Data, *, relabel: Relabel | None = None, drop_tokens: Ids | None = None
-    ) -> Collator:
-        """Return what makes batches of a data set: by the owner's collator where the rows are the owner's."""
-        own = self.own.get(data.source)
-        if own is None:
-            return super().rows_of(data, relabel=relabel, drop_tokens=drop_tokens)
-        return OwnCollator(own, data, relabel=relabel, drop_tokens=drop_tokens)
-
-    def run_phase(self, phase: Phase, args: TrainingArguments) -> None:
-        """Train one phase under the arguments made for it."""
-        if phase.network is not self.model:
-            args.eval_strategy = IntervalStrategy.NO  # it is thrown away
-        self.trainer._train_phase(phase, args)
 
 
 class _Defended(OnePhase):
@@ -137,7 +106,7 @@ class _Defended(OnePhase):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.run: Run | None = None
-        self._driver: _OwnDriver | None = None
+        self._driver: OwnDriver | None = None
         if "train_dataset" in kwargs:
             kwargs["train_dataset"] = with_ids(kwargs["train_dataset"])
         else:
@@ -145,7 +114,7 @@ class _Defended(OnePhase):
             at = names.index("train_dataset") if "train_dataset" in names else len(args)
             args = tuple(with_ids(value) if i == at else value for i, value in enumerate(args))
         super().__init__(*args, **kwargs)
-        _check(self)
+        check_trainer(self)
         self.add_callback(StepDone(self))
 
     @property
@@ -171,7 +140,7 @@ class _Defended(OnePhase):
         """
         if self.phase is not None:
             raise ConfigError("train() was called by its own training")
-        _check(self)
+        check_trainer(self)
         if trial is not None or isinstance(resume_from_checkpoint, str):
             raise ConfigError(
                 "a defended trainer runs no hyperparameter search, and resumes from its own checkpoints only: "
@@ -197,7 +166,7 @@ class _Defended(OnePhase):
         journal = self._journal(resume=bool(resume_from_checkpoint))
         if journal is not None:
             journal.open(made_of(rows.data, self.model, described, given, settled), versions())
-        driver = _OwnDriver(self, rows, tokenizer, journal)
+        driver = OwnDriver(self, rows, tokenizer, journal)
         driver.own |= own
         self._ignored, self._history, self._begun, self._last = ignore_keys_for_eval, [], False, None
         self._driver = driver
@@ -227,7 +196,10 @@ class _Defended(OnePhase):
         if any(
             True for _ in layers(self.model)
         ):  # what the base would write, peft and transformers could not read
-            assert self.run is not None
+            if self.run is None:
+                raise ModelError(
+                    "the defense has not come to its end, so there is nothing to save; call train() first"
+                )
             folder.mkdir(parents=True, exist_ok=True)
             save_model(self.model, self.run.tokenizer, folder, self.run.data, self.run.outcome.edited)
             self.run.tokenizer.save_pretrained(folder)
@@ -326,46 +298,6 @@ class _Defended(OnePhase):
             return None
         steps = args.save_strategy == SaveStrategy.STEPS and args.save_steps >= 1
         return Journal(self._checkpoints, every=int(args.save_steps) if steps else EVERY, resume=resume)
-
-
-def _check(trainer: Any) -> None:
-    """Refuse what a defense could not act under, or would change in silence."""
-    args = trainer.args
-    refused = {
-        "packing=True joins rows, and a defense tells them apart; set packing=False": getattr(
-            args, "packing", False
-        ),
-        "padding_free=True joins rows, and a defense tells them apart; set it to False": getattr(
-            trainer, "padding_free", False
-        ),
-        "model_init makes the model anew in every phase; pass model": trainer.model_init is not None,
-        "auto_find_batch_size changes the batches under way; set a batch size": args.auto_find_batch_size,
-        "load_best_model_at_end would undo the last phase; set it to False": args.load_best_model_at_end,
-        "use_liger_kernel hides the logits that rows are scored by; asepsis.fuse and asepsis' own kernels run without it": (
-            args.use_liger_kernel
-        ),
-        "label_smoothing_factor and compute_loss_func change the loss rows are told apart by; leave them out": (
-            args.label_smoothing_factor or trainer.compute_loss_func is not None
-        ),
-        f"loss_type={getattr(args, 'loss_type', '')!r} is not the loss rows are told apart by; use 'nll'": (
-            getattr(args, "loss_type", "nll") != "nll"
-        ),
-        "optimizers=... is one optimizer, and every phase begins with a fresh one; use args.optim": (
-            trainer.optimizer is not None or trainer.lr_scheduler is not None
-        ),
-        "train_dataset is missing: there is nothing to defend": trainer.train_dataset is None,
-        "images are not supported: defenses act on text": getattr(trainer, "_is_vision_dataset", False),
-    }
-    for message, holds in refused.items():
-        if holds:
-            raise ConfigError(f"a defended trainer cannot run so: {message}")
-
-
-def _longest(model: nn.Module, tokenizer: Any) -> int:
-    """Return how many tokens of a row that is not tokenized yet are kept."""
-    config: Any = getattr(model, "config", None)
-    places = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    return int(min(places, tokenizer.model_max_length))
 
 
 def _numbers(outcome: Outcome) -> dict[str, float]:
