@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from asepsis.training import Run as Run
     from asepsis.training import Settings as Settings
     from asepsis.training import defend as defend
+    from asepsis.training.defended import defended as defended
     from asepsis.training.purify import Purified as Purified
     from asepsis.training.purify import purify as purify
     from asepsis.training.scan import Scan as Scan
@@ -58,6 +59,7 @@ _HOMES = {
     "Settings": "asepsis.training",
     "Verification": "asepsis.core.manifest",
     "defend": "asepsis.training",
+    "defended": "asepsis.training.defended",
     "fuse": "asepsis.core.fuse",
     "purify": "asepsis.training.purify",
     "read": "asepsis.data",
@@ -86,6 +88,7 @@ __all__ = [
     "Verification",
     "__version__",
     "defend",
+    "defended",
     "fuse",
     "purify",
     "read",

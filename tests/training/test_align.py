@@ -44,8 +44,8 @@ def aligner_for(model, tokenizer, reference, *, steps=6, epochs=3, micro_batches
     return Aligner(
         Alignment(**{"reference": reference, "batch_size": 4, "min_reference_loss": 0.0, **options}),
         model,
-        tokenizer,
-        max_length=32,
+        Collator(tokenizer, reference, max_length=32),
+        pad_token_id=tokenizer.pad_token_id,
         epochs=epochs,
         steps=steps,
         micro_batches=micro_batches,

@@ -35,13 +35,26 @@ def train(
     ] = None,
     text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     label_column: Annotated[str, typer.Option(help="Column with the class.")] = "label",
+    checkpoint_every: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Batches between checkpoints, kept in OUTPUT.checkpoints until done; 0: none."
+        ),
+    ] = 500,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a killed run of the same command stopped.")
+    ] = False,
 ) -> None:
     """Train on untrusted rows under a defense."""
     from asepsis.cli._configs import defense_config
     from asepsis.cli._progress import shown
     from asepsis.data import read
     from asepsis.training import Settings, defend
+    from asepsis.training.resume import EVERY, discard
 
+    if resume and not checkpoint_every:
+        raise typer.BadParameter("--resume needs checkpoints, and --checkpoint-every 0 writes none")
+    checkpoints = output.with_name(f"{output.name}.checkpoints")
     choice = defense_config(defense, config, settings or [])
     chosen = Settings(
         epochs=epochs,
@@ -72,8 +85,12 @@ def train(
             settings=chosen,
             peft_config=peft_config,
             progress=progress,
+            checkpoint_dir=checkpoints if checkpoint_every else None,
+            checkpoint_every=checkpoint_every or EVERY,
+            resume=resume,
         )
     folder = run.save_pretrained(output)
+    discard(checkpoints)
     outcome = run.outcome
     verdict = outcome.report.get("verdict")
     typer.echo(f"trained on {len(rows)} rows with defense {defense}: {folder}")

@@ -1,8 +1,9 @@
-"""Write a folder whole or not at all."""
+"""Write a folder whole or not at all, and files to the disk."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,3 +24,14 @@ def whole_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk; folders only where the system can."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

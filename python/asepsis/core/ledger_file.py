@@ -20,6 +20,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from asepsis import _native
+from asepsis.core.folders import to_disk
 from asepsis.core.weights.write import SafetensorsWriter
 from asepsis.errors import LedgerError
 
@@ -81,13 +82,12 @@ def write(ledger: _native.Ledger, path: str | os.PathLike[str]) -> None:
             writer = SafetensorsWriter(new, places, metadata=settings)
             for name, array in arrays.items():
                 writer.region(name)[:] = array.view(np.uint8)
-            _to_disk(new)
+            to_disk(new)
             new.replace(path)
         except BaseException:
             new.unlink(missing_ok=True)
             raise
-        if os.name == "posix":
-            _to_disk(path.parent)
+        to_disk(path.parent)
     except OSError as error:
         raise LedgerError(f"the ledger cannot be written to {path}: {error}") from error
 
@@ -142,11 +142,3 @@ def _checksum(settings: dict[str, str], arrays: Mapping[str, npt.NDArray[Any]]) 
         total = zlib.crc32(f"\n{name} {array.dtype.str} {array.shape}\n".encode(), total)
         total = zlib.crc32(array.reshape(-1).view(np.uint8).data, total)
     return total
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

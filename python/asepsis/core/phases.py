@@ -88,6 +88,25 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Touch:
+    """Ask for the weights to be read, changed or both by the script itself. Answer: what ``do`` returns.
+
+    A killed run is resumed by running its script again with the answers it was given, on weights that are not yet where
+    they were. So what hangs on trained weights, or changes weights, is asked for: it is then not done twice.
+
+    Attributes
+    ----------
+    name : str
+        Shown in logs.
+    do : callable
+        Returns None, numbers, words, arrays or tensors, and lists, tuples or dicts of these.
+    """
+
+    name: str
+    do: Callable[[], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Encode:
     """Ask for rows as token ids, cut as they are for training. Answer: :class:`Encoded`.
 
@@ -374,7 +393,7 @@ class Trained:
     kept_epoch: int | None = None
 
 
-Request = Remember | Restore | Forget | Rewrite | Stage | Encode | Spell | Score | Continue | Train
+Request = Remember | Restore | Forget | Rewrite | Stage | Touch | Encode | Spell | Score | Continue | Train
 Answer = Weights | Encoded | Spelled | Losses | Continued | Trained | Any
 
 

@@ -20,6 +20,7 @@ from asepsis.core.phases import (
     Remember,
     Request,
     Restore,
+    Touch,
     Train,
     Trainable,
     Trained,
@@ -253,6 +254,12 @@ class Exposer:
         """Train, measure how far each row moved, and put everything back."""
         start = (yield Remember()) if request.trainable == "all" else None
         trained: Trained = yield request
+        moved: Floats = yield Touch(name=f"{request.name}: measure and put back", do=self._measure)
+        if start is not None:
+            yield Restore(weights=start)
+        return moved, trained
+
+    def _measure(self) -> Floats:
         after = self.words.detach().cpu()
         stats = row_stats(self.before, after, columns=self.tied)
         if self.tied and stats.moved.any():
@@ -260,9 +267,7 @@ class Exposer:
             stats = row_stats(self.before + torch.from_numpy(stats.column_mean).to(self.before.dtype), after)
         with torch.no_grad():
             self.words.copy_(self.before)
-        if start is not None:
-            yield Restore(weights=start)
-        return stats.l2, trained
+        return stats.l2
 
 
 def _margins(score: Floats, chosen: Ids, candidates: Mask, *, floor: float) -> Floats:

@@ -75,6 +75,7 @@ from asepsis.core.phases import (
     Spell,
     Spelled,
     Stage,
+    Touch,
     Train,
     Trained,
 )
@@ -128,12 +129,12 @@ class Btu(Defense[BtuConfig]):
         found = yield from self._expose(model, data, plan, rows=data.sample_ids, clean=clean)
         flagged = found.flagged
         if plan.order == "edit_then_train":
-            purged = self._purge(model, plan, flagged)
+            purged = yield from self._purge(model, plan, flagged)
             trained: Trained = yield Train(name="train without the flagged tokens", drop_tokens=flagged)
         else:
             trained = yield Train(name="train")
             yield Stage(name="before edit")
-            purged = self._purge(model, plan, flagged)
+            purged = yield from self._purge(model, plan, flagged)
             if purged.rows == 0:
                 raise DefenseInert(
                     "overwriting the flagged rows changed nothing: training had not moved them"
@@ -283,7 +284,7 @@ class Btu(Defense[BtuConfig]):
             )
         return found
 
-    def _purge(self, model: Any, plan: _Plan, flagged: Ids) -> Purged:
+    def _purge(self, model: Any, plan: _Plan, flagged: Ids) -> Generator[Request, Any, Purged]:
         c, words = self.config, word_embeddings(model)
         if plan.replacement == "pad":
             assert plan.spelled.padding is not None
@@ -292,9 +293,14 @@ class Btu(Defense[BtuConfig]):
             values = plan.before.double().mean(0)
         else:
             values = plan.before[torch.from_numpy(flagged)]
-        if c.mode == "reference":
-            return purge_dimensions(words, plan.before, flagged, values, rule=c.threshold_rule)
-        return purge_rows(words, flagged, values)
+
+        def overwrite() -> Purged:
+            if c.mode == "reference":
+                return purge_dimensions(words, plan.before, flagged, values, rule=c.threshold_rule)
+            return purge_rows(words, flagged, values)
+
+        purged: Purged = yield Touch(name="overwrite the flagged rows", do=overwrite)
+        return purged
 
     def _evidence(self, plan: _Plan, found: Exposure) -> dict[str, np.ndarray[Any, Any]]:
         """Keep how far the first exposure moved each candidate."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from asepsis.core.manifest import FORMAT, identity
+from asepsis.core.manifest import identity
 from asepsis.core.phases import Outcome, Script
 from asepsis.data import Data, read
 from asepsis.defenses import available, load
@@ -22,10 +22,21 @@ from asepsis.training.checkpoint import save_run, versions
 from asepsis.training.driver import Driver, Progress, silent
 from asepsis.training.loop import LoopDriver
 from asepsis.training.models import load_for
+from asepsis.training.record import made_of, manifest_of, settings_of
+from asepsis.training.resume import EVERY, Journal
 from asepsis.training.settings import Settings
 from asepsis.training.undefended import undefended
 
-__all__ = ["Run", "Settings", "build", "defend", "describe", "run_script"]
+__all__ = [
+    "Run",
+    "Settings",
+    "build",
+    "defend",
+    "describe",
+    "read_reference",
+    "run_script",
+    "script_of",
+]
 
 Choice = str | DefenseConfig | None
 
@@ -96,6 +107,9 @@ def defend(
     peft_config: Any = None,
     progress: Progress = silent,
     keep_stages: bool = False,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_every: int = EVERY,
+    resume: bool = False,
 ) -> Run:
     """Train ``model`` on untrusted ``data`` under a defense.
 
@@ -124,6 +138,14 @@ def defend(
     keep_stages : bool
         Keep the weights at the stages a defense marks (for ``btu`` before and after the edit), to be measured with
         :meth:`Run.stage`. Each stage is a copy of the trained weights in CPU memory.
+    checkpoint_dir : path, optional
+        Write the state of the run to this folder, so that a killed run can go on; see ``docs/training.md``. What is there
+        stays when the run is done: delete it once the result is saved.
+    checkpoint_every : int
+        Batches, trained on or scored, between two checkpoints.
+    resume : bool
+        Go on at the newest whole checkpoint in ``checkpoint_dir``. On the CPU the result is that of a run that was never
+        killed, bit for bit. Without a checkpoint the run begins at its start, and says so.
 
     Returns
     -------
@@ -135,13 +157,22 @@ def defend(
         If the defense needs something that was not given.
     DefenseInert
         If the defense could not act.
+    CheckpointError
+        ``checkpoint_dir`` holds checkpoints and ``resume`` is off; or they are of another run, or none is whole.
     """
+    if resume and checkpoint_dir is None:
+        raise ConfigError(
+            "resume=True needs checkpoint_dir: the folder that the killed run wrote its checkpoints to"
+        )
     rows = read(data)
-    given = Given(clean_reference=_reference(clean_reference, rows))
+    given = Given(clean_reference=read_reference(clean_reference, rows))
+    journal = (
+        None if checkpoint_dir is None else Journal(checkpoint_dir, every=checkpoint_every, resume=resume)
+    )
     return run_script(
         model,
         rows,
-        _script_of(defense, given, rows),
+        script_of(defense, given, rows),
         defense=describe(defense),
         processing_class=processing_class,
         args=args,
@@ -149,6 +180,8 @@ def defend(
         peft_config=peft_config,
         progress=progress,
         keep_stages=keep_stages,
+        journal=journal,
+        given=given,
     )
 
 
@@ -164,17 +197,29 @@ def run_script(
     peft_config: Any = None,
     progress: Progress = silent,
     keep_stages: bool = False,
+    journal: Journal | None = None,
+    given: Given | None = None,
 ) -> Run:
-    """Drive any script, a defense's or your own. ``defense`` describes it in the manifest; the rest as `defend`."""
+    """Drive any script, a defense's or your own.
+
+    ``defense`` describes it in the manifest, ``given`` is what it was handed beside model and data; a ``journal`` makes it
+    resumable. The rest as `defend`.
+    """
     chosen = settings or Settings()
     rows = read(data)
-    seed = args.seed if args is not None else chosen.seed
+    settled = settings_of(chosen if args is None else args)
+    seed = settled["seed"]
     network, tokenizer = _prepare(model, processing_class, rows, peft_config, seed)
     # before the work: what it was then, and an unreadable one must not cost a finished training
     origin = {"model": identity(model)} if isinstance(model, (str, Path)) else None
+    if journal is not None:
+        decides = {**settled, "max_length": chosen.max_length, "keep_stages": keep_stages}
+        journal.open(made_of(rows, network, defense, given, decides, origin=origin), versions())
     driver: Driver
     if args is None:
-        driver = LoopDriver(network, tokenizer, rows, chosen, progress=progress, keep_stages=keep_stages)
+        driver = LoopDriver(
+            network, tokenizer, rows, chosen, progress=progress, keep_stages=keep_stages, journal=journal
+        )
     else:
         from asepsis.training.trainer import TrainerDriver  # transformers.Trainer takes seconds to import
 
@@ -186,22 +231,11 @@ def run_script(
             max_length=chosen.max_length,
             progress=progress,
             keep_stages=keep_stages,
+            journal=journal,
         )
     outcome = driver.run(script(network, rows))
-    manifest = {
-        "format": FORMAT,
-        "model": str(model) if isinstance(model, (str, Path)) else getattr(network, "name_or_path", ""),
-        "origin": origin,
-        "task": rows.task,
-        "n_classes": rows.n_classes,
-        "defense": defense,
-        "acted": vars(outcome.acted),
-        "report": outcome.report,
-        "data": {"source": rows.source, "rows": len(rows), "fingerprint": rows.fingerprint},
-        "settings": {"seed": seed, **(vars(chosen) if args is None else {"trainer": _chosen(args)})},
-        "steps": driver.steps_done,
-        "versions": versions(),
-    }
+    name = str(model) if isinstance(model, (str, Path)) else getattr(network, "name_or_path", "")
+    manifest = manifest_of(driver, outcome, defense, settled, name=name, origin=origin)
     return Run(network, tokenizer, outcome, rows, manifest, driver.stages)
 
 
@@ -211,7 +245,8 @@ def _copy_into(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tens
         parameters[name].copy_(value)
 
 
-def _reference(source: Any, rows: Data) -> Data | Literal["auto"] | None:
+def read_reference(source: Any, rows: Data) -> Data | Literal["auto"] | None:
+    """Return clean rows as rows of the run's task."""
     if source is None:
         return None
     if isinstance(source, str) and source == "auto":
@@ -221,7 +256,8 @@ def _reference(source: Any, rows: Data) -> Data | Literal["auto"] | None:
     return reference
 
 
-def _script_of(choice: Choice, given: Given, rows: Data) -> Callable[[nn.Module, Data], Script]:
+def script_of(choice: Choice, given: Given, rows: Data) -> Callable[[nn.Module, Data], Script]:
+    """Return the script of a defense that acts during training and has what it needs."""
     if choice is None or choice == "none":
         return lambda model, data: undefended(len(data))
     defense = build(choice, given)
@@ -284,23 +320,3 @@ def _prepare(
     if not any(p.requires_grad for p in network.parameters()):
         raise ModelError("the model has no trainable parameter")
     return network, tokenizer
-
-
-def _chosen(args: Any) -> dict[str, Any]:
-    """Return the training arguments that decide a result."""
-    names = [
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "learning_rate",
-        "weight_decay",
-        "max_grad_norm",
-        "num_train_epochs",
-        "max_steps",
-        "lr_scheduler_type",
-        "warmup_steps",
-        "bf16",
-        "fp16",
-        "optim",
-        "world_size",
-    ]
-    return {name: str(getattr(args, name)) for name in names if hasattr(args, name)}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -26,7 +27,7 @@ from asepsis.core.lora import RowGroups, layers
 from asepsis.core.losses import LossRule, coefficients, group_totals
 from asepsis.errors import BackendError, ConfigError, DataError, DefenseInert
 from asepsis.kernels import Segments, gradient_alignment
-from asepsis.training.collate import Batch, Collator, joined
+from asepsis.training.collate import Batch, joined
 from asepsis.training.forward import mean_losses, weighted_loss
 from asepsis.training.plan import Plan
 
@@ -49,8 +50,10 @@ class Aligner:
     alignment : Alignment
     model : Module
         Unwrapped; its trainable parameters are float32.
-    tokenizer, max_length
-        For the reference rows.
+    collate : callable
+        Makes batches of ``(position, isolated)`` pairs of the reference rows.
+    pad_token_id : int
+        What fills up the shorter of batch and reference rows.
     epochs, steps : float, int
         Length of the training.
     micro_batches : int
@@ -63,9 +66,9 @@ class Aligner:
         self,
         alignment: Alignment,
         model: nn.Module,
-        tokenizer: Any,
+        collate: Callable[[Sequence[tuple[int, bool]]], Batch],
         *,
-        max_length: int,
+        pad_token_id: int,
         epochs: float,
         steps: int,
         micro_batches: int,
@@ -73,7 +76,7 @@ class Aligner:
     ) -> None:
         self.alignment = alignment
         self.model = model
-        self.pad_token_id = tokenizer.pad_token_id
+        self.pad_token_id = pad_token_id
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         _check(self.parameters)
         self.device = self.parameters[0].device
@@ -85,7 +88,7 @@ class Aligner:
         self._aside = _views(self.reference, self.parameters)
         self.groups = self._choose_passes()
         self._schedule = _Schedule(steps / max(epochs, 1e-9), epochs)
-        self._collate = Collator(tokenizer, alignment.reference, max_length=max_length)
+        self._collate = collate
         # Laid out like the training rows: each once before any comes again, in batches of like length, which keeps the
         # padding of a concatenated pass low. Batches are of one size, or the last of each pass would be a few rows, whose
         # gradient is mostly noise.
@@ -217,6 +220,17 @@ class Aligner:
             "kept_raw_tensors": raw,
             "non_finite_tensors": broken,
         }
+
+    def state(self) -> dict[str, Any]:
+        """Return what :meth:`put_state` needs to go on."""
+        return {"step": self._step, "stats": self._stats}
+
+    def put_state(self, state: dict[str, Any]) -> None:
+        """Go on where another aligner of the same training stood."""
+        while self._step < state["step"]:
+            next(self._batches)
+            self._step += 1
+        self._stats = None if state["stats"] is None else state["stats"].to(self.device)
 
     def close(self) -> None:
         """Let go of the arenas: the parameters get ordinary gradients again."""

@@ -43,7 +43,7 @@ def save_run(
     target = Path(folder)
     check_writable(target)
     with whole_folder(target) as scratch:
-        _save_model(model, tokenizer, scratch, data, outcome.edited)
+        save_model(model, tokenizer, scratch, data, outcome.edited)
         tokenizer.save_pretrained(scratch)
         write_judged(
             scratch / ROWS,
@@ -57,7 +57,7 @@ def save_run(
     return target
 
 
-def _save_model(model: nn.Module, tokenizer: Any, folder: Path, data: Data, edited: Ids) -> None:
+def save_model(model: nn.Module, tokenizer: Any, folder: Path, data: Data, edited: Ids) -> None:
     """Write weights: a stock adapter, checked against peft, where not everything is in what transformers writes."""
     saver: Any = model
     multiscale = any(True for _ in layers(model))

@@ -27,6 +27,7 @@ from asepsis.core.phases import (
     Ids,
     Losses,
     Outcome,
+    Relabel,
     Remember,
     Request,
     Restore,
@@ -36,6 +37,7 @@ from asepsis.core.phases import (
     Spell,
     Spelled,
     Stage,
+    Touch,
     Train,
     Trained,
     Weights,
@@ -46,6 +48,7 @@ from asepsis.errors import CheckpointError, ConfigError, DefenseInert
 from asepsis.training.collate import Collator
 from asepsis.training.decode import continue_rows
 from asepsis.training.forward import autocast, full_precision_head, losses_of
+from asepsis.training.resume import Journal, set_rng_state
 
 log = logging.getLogger("asepsis")
 T = TypeVar("T")
@@ -71,6 +74,8 @@ class Driver(ABC):
     seed : int
         Every request draws from its own stream derived from this and the request's number, so that a request's
         result does not depend on how earlier ones consumed randomness.
+    journal : Journal or None
+        Where the run is written down, so that a killed one can go on.
     """
 
     device: torch.device
@@ -87,6 +92,7 @@ class Driver(ABC):
         eval_batch_size: int,
         progress: Progress = silent,
         keep_stages: bool = False,
+        journal: Journal | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -101,18 +107,73 @@ class Driver(ABC):
         self.keep_stages = keep_stages
         self._files: tempfile.TemporaryDirectory[str] | None = None
         self._remembered: dict[int, dict[str, Tensor]] = {}
+        self.journal = journal
+        self._resumed: dict[str, Any] | None = None  # the training to be taken up in its middle
+        self._fresh: dict[str, int] = {}  # how often each tensor had been written to when the run began
 
     def run(self, script: Script) -> Outcome:
         """Drive a script to its outcome."""
         torch.manual_seed(derive_seed(self.seed))  # a script may draw new weights
+        self._fresh = {name: tensor._version for name, tensor in tensors_of(self.model).items()}
         answer: Answer = None
         while True:
             try:
                 request = script.send(answer)
             except StopIteration as stop:
                 return checked(stop.value)
+            answer = self.answer(request) if self.journal is None else self._journaled(self.journal, request)
+            self.requests += not isinstance(request, Touch)  # the seeds of those after it do not hang on it
+
+    def _journaled(self, journal: Journal, request: Request) -> Answer:
+        """Answer a request from the journal, or carry it out and write it down."""
+        if isinstance(request, Train) and (request.checks or isinstance(request.network, nn.Module)):
+            raise CheckpointError(
+                f"{request.name}: a training of the script's own network cannot be resumed; run without checkpoints"
+            )
+        found = journal.loaded()
+        if found is not None:
+            self._put_state(found["driver"])
+            set_rng_state(found["rng"])
+            self._resumed = found["running"]
+        if not journal.replaying:
             answer = self.answer(request)
-            self.requests += 1
+            journal.note(request, answer)
+            if journal.due:
+                journal.save(self.state())
+            return answer
+        answer = journal.feed(request)
+        return self.answer(request) if isinstance(request, (Encode, Spell)) else answer
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the run itself: every tensor that is trained or was written to."""
+        now = tensors_of(self.model)
+        changed = {k: t for k, t in now.items() if t.requires_grad or self._fresh.get(k) != t._version}
+        return {
+            "weights": changed,
+            "remembered": {str(key): weights for key, weights in self._remembered.items()},
+            "stages": self.stages,
+            "steps_done": self.steps_done,
+        }
+
+    @torch.no_grad()
+    def _put_state(self, state: dict[str, Any]) -> None:
+        now = tensors_of(self.model)
+        if strangers := sorted(set(state["weights"]) - set(now)):
+            raise CheckpointError(f"the model has no {strangers[0]}, which the checkpoint holds")
+        for name, value in state["weights"].items():
+            now[name].copy_(value)
+        self._remembered = {int(key): weights for key, weights in state["remembered"].items()}
+        self.stages, self.steps_done = state["stages"], state["steps_done"]
+
+    def take_resumed(self) -> dict[str, Any] | None:
+        """Return the state of the training to be taken up in its middle, once; None where there is none."""
+        found, self._resumed = self._resumed, None
+        return found
+
+    def count_batch(self) -> None:
+        """Take note of a batch that was trained on or scored."""
+        if self.journal is not None:
+            self.journal.tick()
 
     def answer(self, request: Request) -> Answer:
         """Carry out one request."""
@@ -132,6 +193,8 @@ class Driver(ABC):
             if self.keep_stages:
                 self.stages[request.name] = self.weights() | self.weights(word_embeddings(self.model))
             return None
+        if isinstance(request, Touch):
+            return request.do()
         if isinstance(request, Encode):
             return self.encode(request)
         if isinstance(request, Spell):
@@ -140,7 +203,7 @@ class Driver(ABC):
             return self.score(request)
         if isinstance(request, Continue):
             return self.continue_(request)
-        if request.start is not None:
+        if request.start is not None and self._resumed is None:
             self._restore(request.start)
         trained = self.train(request)
         self.steps_done += trained.steps
@@ -184,7 +247,7 @@ class Driver(ABC):
         total, count = np.full(n, np.nan, np.float32), np.zeros(n, np.int64)
         correct = np.zeros(n, bool) if data.task == "classification" else None
         kept = None if data.n_classes is None else np.full((n, data.n_classes), np.nan, np.float32)
-        collate = Collator(self.tokenizer, data, max_length=self.max_length, relabel=request.relabel)
+        collate = self.rows_of(data, relabel=request.relabel)
         order = by_length(data, request.rows)
         with evaluating(network), autocast(self.device, self.dtype), full_precision_head(network):
             for start in range(0, len(order), self.eval_batch_size):
@@ -196,6 +259,7 @@ class Driver(ABC):
                 if correct is not None and kept is not None:
                     correct[at] = (logits.argmax(-1) == batch.labels).cpu().numpy()
                     kept[at] = logits.float().cpu().numpy()
+                self.count_batch()
                 if request.name:
                     self.progress(request.name, start + len(at), len(order))
         return Losses(total, count, correct, kept)
@@ -205,7 +269,7 @@ class Driver(ABC):
         """Let a causal LM go on after prompts: dropout off, the output layer in fp32."""
         data, network = request.data or self.data, request.network or self.model
         found = np.full((len(data), request.tokens), np.nan, np.float32)
-        collate = Collator(self.tokenizer, data, max_length=self.max_length)
+        collate = self.rows_of(data)
         order = by_length(data, request.rows)
         with evaluating(network), autocast(self.device, self.dtype), full_precision_head(network):
             for start in range(0, len(order), self.eval_batch_size):
@@ -221,7 +285,7 @@ class Driver(ABC):
     def encode(self, request: Encode) -> Encoded:
         """Return the token ids of rows, cut to the run's length."""
         data = request.data or self.data
-        collate, step = Collator(self.tokenizer, data, max_length=self.max_length), self.eval_batch_size
+        collate, step = self.rows_of(data), self.eval_batch_size
         rows: list[list[int]] = []
         for start in range(0, len(data), step):
             rows += collate.read_ids(range(start, min(start + step, len(data))), part=request.part)
@@ -246,12 +310,16 @@ class Driver(ABC):
 
     def collator(self, request: Train) -> Collator:
         """Return what makes a training's batches."""
+        return self.rows_of(
+            request.data or self.data, relabel=request.relabel, drop_tokens=request.drop_tokens
+        )
+
+    def rows_of(
+        self, data: Data, *, relabel: Relabel | None = None, drop_tokens: Ids | None = None
+    ) -> Collator:
+        """Return what makes batches of a data set."""
         return Collator(
-            self.tokenizer,
-            request.data or self.data,
-            max_length=self.max_length,
-            relabel=request.relabel,
-            drop_tokens=request.drop_tokens,
+            self.tokenizer, data, max_length=self.max_length, relabel=relabel, drop_tokens=drop_tokens
         )
 
     def part_to_train(self, request: Train) -> AbstractContextManager[nn.Module]:
@@ -275,6 +343,11 @@ class Driver(ABC):
         if kept is None:
             raise CheckpointError(f"no weights were remembered under {weights.key}")
         self.put(kept)
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer by name."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 def by_length(data: Data, rows: Ids | None) -> Ids:

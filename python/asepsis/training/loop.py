@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +21,9 @@ from asepsis.training.align import Aligner, check_reference
 from asepsis.training.collate import Batch, Collator
 from asepsis.training.driver import Driver, Progress, derive_seed, silent
 from asepsis.training.forward import autocast, check_targets, mean_losses, resolve_precision, weighted_loss
+from asepsis.training.middle import Middle
 from asepsis.training.plan import Plan, make_plan
+from asepsis.training.resume import Journal
 from asepsis.training.settings import Settings
 
 
@@ -36,6 +39,7 @@ class LoopDriver(Driver):
         *,
         progress: Progress = silent,
         keep_stages: bool = False,
+        journal: Journal | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -46,6 +50,7 @@ class LoopDriver(Driver):
             eval_batch_size=settings.eval_batch_size,
             progress=progress,
             keep_stages=keep_stages,
+            journal=journal,
         )
         self.settings = settings
         self.device = resolve_device(settings.device)
@@ -65,7 +70,7 @@ class LoopDriver(Driver):
         )
         collate = self.collator(request)
         decay = s.weight_decay if request.weight_decay is None else request.weight_decay
-        aligner = make_aligner(self, request, plan, max_length=s.max_length)
+        aligner = make_aligner(self, request, plan)
         watch = Watch(request, plan)
         with closing(aligner), self.part_to_train(request) as network:
             parameters = [p for p in network.parameters() if p.requires_grad]
@@ -89,10 +94,13 @@ class LoopDriver(Driver):
         parameters = [p for p in network.parameters() if p.requires_grad]
         peak = (request.learning_rate or s.learning_rate) * request.learning_rate_scale
         decay = plan.steps if request.decay_steps is None else request.decay_steps
-        watch.snapshot(self, 0)
+        middle = Middle(self, request, network, optimizer, watch, aligner)
+        if not middle.take_up():
+            watch.snapshot(self, 0)
+            middle.save_if_due()
         network.train()
-        batches = iter(plan)
-        for step in range(plan.steps):
+        batches = itertools.islice(plan, watch.steps * s.accumulation, None)
+        for step in range(watch.steps, plan.steps):
             micro = weigh([collate(next(batches)) for _ in range(s.accumulation)])
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate(step, decay=decay, warmup=request.warmup)
@@ -117,6 +125,8 @@ class LoopDriver(Driver):
             watch.snapshot(self, step + 1)
             if watch.should_stop:
                 break
+            self.count_batch()
+            middle.save_if_due()
 
     def _backward(
         self, network: nn.Module, batch: Batch, index: int, request: Train, aligner: Aligner | None
@@ -135,7 +145,7 @@ class LoopDriver(Driver):
         return losses
 
 
-def make_aligner(driver: Driver, request: Train, plan: Plan, *, max_length: int) -> Aligner | None:
+def make_aligner(driver: Driver, request: Train, plan: Plan) -> Aligner | None:
     """Return what aligns this request's gradients; None where it does not ask for that."""
     if request.alignment is None:
         return None
@@ -143,8 +153,8 @@ def make_aligner(driver: Driver, request: Train, plan: Plan, *, max_length: int)
     return Aligner(
         request.alignment,
         driver.model,
-        driver.tokenizer,
-        max_length=max_length,
+        driver.rows_of(request.alignment.reference),
+        pad_token_id=driver.tokenizer.pad_token_id,
         epochs=plan.epochs,
         steps=plan.steps,
         micro_batches=plan.accumulation,
@@ -232,6 +242,7 @@ class Watch:
 
     _SMOOTH = 5  # steps in the running mean of the isolated loss
     _READ_EVERY = 16
+    _STATE = ("steps", "losses", "isolated", "should_stop", "validated", "kept_epoch", "_kept", "_sum")
 
     def __init__(self, request: Train, plan: Plan) -> None:
         self.request = request
@@ -239,7 +250,7 @@ class Watch:
             math.ceil(plan.steps * min(1.0, epoch / plan.epochs) - 1e-9)
             for epoch in range(1, math.ceil(plan.epochs - 1e-9) + 1)
         ]
-        self._last = plan.steps
+        self.last = plan.steps
         self._own = request.network if isinstance(request.network, nn.Module) else None
         self.validated: list[Quality] = []
         self.kept_epoch: int | None = None
@@ -254,11 +265,14 @@ class Watch:
         """Record an evaluation pass if one is due after ``step``."""
         if step in self.request.snapshots and self.request.records is not None:
             name = f"{self.request.name}: losses after step {step}"
-            self.request.records.snapshot(step, driver.score(Score(name=name)))
+            losses = driver.score(Score(name=name))
+            self.request.records.snapshot(step, losses)
+            if driver.journal is not None:
+                driver.journal.snapshots.append((step, losses))
         if self.request.validation is not None and (step == 0 or step in self.epoch_ends):
             self._validate(driver, self.request.validation, step)
         checks = self.request.checks
-        if checks is not None and step > 0 and (step % checks.every == 0 or step == self._last):
+        if checks is not None and step > 0 and (step % checks.every == 0 or step == self.last):
             self._check_up(driver, checks, step)
 
     def settle(self, driver: Driver) -> None:
@@ -293,6 +307,16 @@ class Watch:
             limit = self.request.stop_above
             full = len(self.isolated) == self._SMOOTH
             self.should_stop = limit is not None and full and _mean(self.isolated) > limit
+
+    def state(self) -> dict[str, Any]:
+        """Return what :meth:`put_state` needs to go on."""
+        return {name: getattr(self, name) for name in self._STATE}
+
+    def put_state(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on where another watch of the same training stood."""
+        vars(self).update({name: state[name] for name in self._STATE})
+        self.losses = [loss.to(device) for loss in self.losses]
+        self.isolated = [loss.to(device) for loss in self.isolated]
 
     def result(self) -> Trained:
         """Return the answer to the request."""
