@@ -27,6 +27,11 @@ SLOW = {"defenses/finemixing.md"}
 
 #: What a page takes for granted, where it shows one call among others.
 BEFORE = {
+    "training.md": """
+import shutil
+import asepsis
+shutil.copy("untrusted.jsonl", "poisoned.jsonl")
+""",
     "performance.md": """
 import asepsis
 from peft import LoraConfig, get_peft_model
@@ -113,7 +118,9 @@ def test_the_examples_of_a_page_run(
     for block in examples((ROOT / "docs" / name).read_text(encoding="utf-8")):
         if block.skipped:
             continue
-        if block.title is not None:  # a file, not a script: one of the package goes where the package finds it
+        if (
+            block.title is not None
+        ):  # a file, not a script: one of the package goes where the package finds it
             if block.title.startswith("python/asepsis/"):
                 file = tmp_path / Path(block.title).relative_to("python/asepsis")
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +144,11 @@ def test_examples_are_found_with_their_lines(text: str, lines: list[int]) -> Non
     found = examples(text)
     assert [block.line for block in found] == lines
     assert [block.skipped for block in found] == [True, False][: len(found)] or len(found) == 1
+
+
+def test_a_page_may_say_why_an_example_is_not_run_and_has_to() -> None:
+    assert examples("<!-- not run: needs a GPU -->\n```python\na\n```\n")[0].skipped
+    assert not examples("<!-- not run: -->\n```python\na\n```\n")[0].skipped
 
 
 def test_no_python_example_hides_from_this_test() -> None:
