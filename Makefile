@@ -15,7 +15,7 @@ PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist
 
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help dev demo lint test test-slow bench-defenses-small bench-gpu bench-native wheel wheel-test clean
+.PHONY: help dev demo lint test test-slow bench-defenses-small bench-gpu bench-native docs wheel wheel-test clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -54,6 +54,9 @@ bench-defenses-small: $(VENV)/.stamp-demo  ## a small grid of defenses and attac
 bench-native: $(VENV)/.stamp-bench  ## the Rust core beside numpy, torch, polars, pandas, numba and simsimd: goals and ratios
 	$(BIN)/python benches/native.py
 
+docs: $(VENV)/.stamp-test  ## site/: the documentation, offline; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 wheel: $(VENV)/.stamp-wheel  ## dist/*.whl for Linux on x86-64 and aarch64 (glibc 2.17), and the sdist, checked
 	$(BIN)/python .ci/wheels.py --out dist
 	$(BIN)/maturin sdist --out dist
@@ -63,7 +66,7 @@ wheel-test: wheel  ## the x86-64 wheel in fresh environments of Python 3.10 to 3
 	$(BIN)/python .ci/try_wheel.py --bare dist/asepsis-*manylinux*_$$(uname -m).whl
 
 clean:  ## remove what builds and tests leave behind; .venv stays
-	rm -rf target dist demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis python/asepsis/_native*.so
+	rm -rf target dist site demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis python/asepsis/_native*.so
 
 $(VENV)/.stamp-venv: .ci/check.py
 	$(PYTHON) .ci/check.py

@@ -82,8 +82,8 @@ def attempt(python: str, wheel: Path, *, bare: bool, borrow: Path | None) -> Non
             (site,) = (folder / "venv/lib").glob("python*/site-packages")
             (site / "borrowed.pth").write_text(f"{borrow}\n", encoding="utf-8")
         elif bare:
-            do(*install, "--no-deps", wheel)
             do(*install, "numpy", "typer", *TOOLS)
+            do(*install, "--no-deps", wheel)
         else:
             do(*install, wheel, *TOOLS)
         do(mine, "-c", FIRST)
