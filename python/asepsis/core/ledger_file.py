@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from asepsis import _native
+from asepsis.core.folders import to_disk
 from asepsis.errors import LedgerError
 
 _FORMAT = "asepsis ledger 1"
@@ -43,13 +44,13 @@ def write(ledger: _native.Ledger, path: str | os.PathLike[str]) -> None:
     try:
         try:
             save_file(tensors, new, metadata=settings)
-            _to_disk(new)
+            to_disk(new)
             new.replace(path)
         except BaseException:
             new.unlink(missing_ok=True)
             raise
         if os.name == "posix":
-            _to_disk(path.parent)
+            to_disk(path.parent)
     except (OSError, SafetensorError) as error:
         raise LedgerError(f"the ledger cannot be written to {path}: {error}") from error
 
@@ -96,11 +97,3 @@ def _checksum(settings: dict[str, str], tensors: dict[str, npt.NDArray[Any]]) ->
         total = zlib.crc32(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode(), total)
         total = zlib.crc32(tensor.reshape(-1).view(np.uint8).data, total)
     return total
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -5,7 +5,6 @@ Texts come from the attacker: everything is escaped, and characters that hide or
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +12,11 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from asepsis.core.visible import visible
 from asepsis.errors import AsepsisError
 from asepsis.training.scan import Scan
 
 _MOST_ROWS = 200
-_LONGEST_TEXT = 300
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -58,23 +57,6 @@ pre { overflow-x: auto; border: 1px solid var(--line); padding: .6rem; font-size
 <h2>Settings and versions</h2><details><summary>Everything the run recorded</summary><pre>{{ manifest }}</pre></details>
 </body></html>
 """
-
-
-def visible(text: str, limit: int = _LONGEST_TEXT) -> str:
-    """Return text with invisible and reordering characters replaced by ``<U+XXXX>``, cut to ``limit``."""
-    shown = "".join(f"<U+{ord(c):04X}>" if _hidden(c) else c for c in text[:limit])
-    return shown + ("…" if len(text) > limit else "")
-
-
-def _hidden(c: str) -> bool:
-    # controls, formats, surrogates, private and unassigned codes, separators; then variation selectors and the letters
-    # and symbols that are blank, which Unicode files under marks, letters and symbols
-    return (
-        unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-        or "\ufe00" <= c <= "\ufe0f"
-        or "\U000e0100" <= c <= "\U000e01ef"
-        or c in "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
-    )
 
 
 def scan_html(scan: Scan, metrics: dict[str, float | None] | None = None) -> str:

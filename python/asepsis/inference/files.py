@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asepsis.core.conformal import Threshold
+from asepsis.core.documents import read_json
 from asepsis.core.folders import whole_folder
 from asepsis.core.manifest import check_writable
 from asepsis.errors import CheckpointError
@@ -62,8 +63,8 @@ def load_guard(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{folder} is no guard: it has no {MANIFEST}; asepsis guard fit writes one")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is broken: {error}") from error
     if not isinstance(content, dict) or any(part not in content for part in _PARTS):
         raise CheckpointError(f"{path} is broken: it must hold {', '.join(_PARTS)}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from asepsis.core.weights.headers import once
+from asepsis.core.documents import read_json
 from asepsis.errors import ModelError
 
 CONFIG = "config.json"
@@ -43,14 +42,14 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
     Raises
     ------
     ModelError
-        The file is not a JSON object, or says something twice.
+        The file is not a JSON object, says something twice, or is larger or deeper than any honest one.
     """
     path = inside(folder, name)
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=lambda p: once(p, str(path)))
-    except (ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{path} is not JSON: {error}; download it again") from error

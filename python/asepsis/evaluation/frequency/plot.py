@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree as Xml
 
+from asepsis.core.visible import visible
 from asepsis.errors import ConfigError, DataError
 from asepsis.evaluation.frequency.probe import SUBSETS
-from asepsis.evaluation.report import visible
 
 _TITLE = "How fast the parts of the labels are learned"
 _PARTS = {"e_low": "low frequency", "e_high": "high frequency"}
