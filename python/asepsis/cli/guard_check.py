@@ -38,6 +38,7 @@ def guard_check(
 ) -> ExitCode:
     """Say which rows of a file look triggered."""
     from asepsis.cli._outputs import check_folders
+    from asepsis.core.visible import visible
     from asepsis.errors import NoRows
     from asepsis.inference.guard import Guard
     from asepsis.training.checkpoint import write_whole
@@ -60,7 +61,7 @@ def guard_check(
     if (control := found.control_flagged) is not None:
         typer.echo(f"without it, the model's own confidence flags {int(control.sum())}")
     for row in found.flagged.nonzero()[0][:10].tolist():
-        typer.echo(f"  row {row}  {found.suspicion[row]:.4f}  {_shown(rows.texts[row])}")
+        typer.echo(f"  row {row}  {found.suspicion[row]:.4f}  {visible(rows.texts[row], 60)}")
     wanted = {FailOn.more: found.verdict == "findings", FailOn.any: flagged > 0, FailOn.never: False}
     return ExitCode.FINDINGS if wanted[fail_on] else ExitCode.OK
 
@@ -87,9 +88,3 @@ def _rows(source: str, text_column: str, manifest: dict[str, Any]) -> Any:
         return Data(task="causal", texts=texts, responses=[""] * len(texts), source=source)
     labels = np.zeros(len(texts), np.int64)
     return Data(task=task, texts=texts, labels=labels, n_classes=manifest["n_classes"], source=source)
-
-
-def _shown(text: str) -> str:
-    """One line of a text that somebody else wrote: a terminal would obey what it hides."""
-    plain = "".join(c if c.isprintable() else " " for c in text)
-    return plain if len(plain) <= 60 else plain[:57] + "..."

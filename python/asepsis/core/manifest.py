@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from asepsis.core.documents import read_json
 from asepsis.core.weights.find import find_checkpoint
+from asepsis.core.weights.folders import check_link
 from asepsis.data import Data
 from asepsis.data.packaged import DEMO_PREFIX, packaged_model
 from asepsis.errors import CheckpointError, DataError
@@ -139,11 +140,10 @@ def identity(model: str | Path) -> dict[str, str | None]:
         }
     if Path(name).expanduser().is_dir():
         folder = Path(name).expanduser()
-        parts = {
-            part: _sha256(folder / part)
-            for part in _names(folder)
-            if Path(part).suffix in _PARTS and part not in (MANIFEST, ROWS)
-        }
+        names = [p for p in _names(folder) if Path(p).suffix in _PARTS and p not in (MANIFEST, ROWS)]
+        for part in names:
+            check_link(folder, folder / part)  # to a device, say, which has no end
+        parts = {part: _sha256(folder / part) for part in names if (folder / part).is_file()}
         return {"name": name, "revision": None, "sha256": _digest(parts)}
     with find_checkpoint(name) as snapshot:
         return {"name": name, "revision": snapshot.name, "sha256": None}

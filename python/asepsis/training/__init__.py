@@ -16,10 +16,11 @@ from asepsis.core.phases import Outcome, Script
 from asepsis.data import Data, read
 from asepsis.defenses import available, load
 from asepsis.defenses.base import Defense, DefenseConfig, Given
-from asepsis.errors import ConfigError, MissingReference, ModelError
+from asepsis.errors import ConfigError, DefenseInert, MissingReference, ModelError
 from asepsis.training.align import check_reference
 from asepsis.training.checkpoint import save_run, versions
 from asepsis.training.driver import Driver, Progress, silent
+from asepsis.training.loading import broken_weight
 from asepsis.training.loop import LoopDriver
 from asepsis.training.models import load_for
 from asepsis.training.settings import Settings
@@ -188,6 +189,9 @@ def run_script(
             keep_stages=keep_stages,
         )
     outcome = driver.run(script(network, rows))
+    # the last step's update is seen by no loss
+    if (key := broken_weight(network)) is not None:
+        raise DefenseInert(f"after training {key} holds values that are not finite; lower the learning rate")
     manifest = {
         "format": FORMAT,
         "model": str(model) if isinstance(model, (str, Path)) else getattr(network, "name_or_path", ""),

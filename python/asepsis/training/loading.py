@@ -1,47 +1,21 @@
-"""What another library makes of files that somebody else wrote: admitted first, bounded, and one error whatever it raises."""
+"""What another library makes of files that somebody else wrote: admitted first, bounded, and judged once it is loaded."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from asepsis.core.foreign import foreign
 from asepsis.core.weights.admission import admit
 from asepsis.core.weights.files import Checkpoint
 from asepsis.core.weights.find import cached, fetched
-from asepsis.errors import AsepsisError, ModelError
+from asepsis.errors import ModelError
 
 # what a new head and buffers may take beside the weights in the files: a quarter of a gigabyte in float32
 _ROOM = 1 << 26
-
-
-@contextlib.contextmanager
-def foreign(doing: str) -> Iterator[None]:
-    """Turn whatever a library's loader raises on hostile files into a ``ModelError`` that begins with ``doing``.
-
-    Only the library's call belongs inside: a fault of ours would be renamed as well.
-    """
-    try:
-        yield
-    except AsepsisError:
-        raise
-    except Exception as error:
-        raise ModelError(f"{doing}: {first_line(error)}") from error
-    except BaseException as error:
-        # a panic in Rust derives from BaseException; Ctrl-C must not be caught
-        if type(error).__name__ != "PanicException":
-            raise
-        raise ModelError(f"{doing}: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error, or its kind where it says nothing."""
-    text = (str(error).strip().splitlines() or [""])[0]
-    return text or type(error).__name__
 
 
 def folder_of(name: str, *, from_file: bool = False) -> Path:
@@ -135,6 +109,14 @@ def _check_size(auto: Any, checkpoint: Checkpoint, name: str, options: dict[str,
 
 def check_finite(model: nn.Module, name: str) -> None:
     """Raise ``ModelError`` where a weight is NaN or infinite."""
+    if (key := broken_weight(model)) is not None:
+        raise ModelError(
+            f"cannot load {name}: {key} holds values that are not finite; the model is broken: download it again"
+        )
+
+
+def broken_weight(model: nn.Module) -> str | None:
+    """Return the name of a weight that is NaN or infinite somewhere; None where there is none."""
     for key, tensor in model.state_dict().items():
         if (
             not tensor.is_floating_point()
@@ -145,6 +127,5 @@ def check_finite(model: nn.Module, name: str) -> None:
             continue
         low, high = tensor.detach().aminmax()
         if not (low.isfinite() and high.isfinite()):
-            raise ModelError(
-                f"cannot load {name}: {key} holds values that are not finite; the model is broken: download it again"
-            )
+            return key
+    return None

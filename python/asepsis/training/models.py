@@ -11,23 +11,28 @@ import torch
 from torch import nn
 
 from asepsis.core.export import fresh_tensors, mark_fresh
+from asepsis.core.foreign import foreign
 from asepsis.core.weights.admission import admit_adapter, admit_tokenizer
 from asepsis.core.weights.folders import ADAPTER, CONFIG, inside, read_object
 from asepsis.data import Data, Task
 from asepsis.data.packaged import PackagedModel, packaged_model
 from asepsis.errors import ModelError
-from asepsis.training.loading import check_finite, folder_of, foreign, load_admitted
+from asepsis.training.loading import check_finite, folder_of, load_admitted
 
 log = logging.getLogger("asepsis")
 
 
-def load_for(data: Data, name: str | Path, *, seed: int = 0) -> tuple[nn.Module, Any]:
+def load_for(
+    data: Data, name: str | Path, *, seed: int = 0, from_file: bool = False
+) -> tuple[nn.Module, Any]:
     """Return ``(model, tokenizer)`` fit for training on ``data``; a new classification head is drawn from ``seed``.
 
     Parameters
     ----------
     name : str or Path
         A folder, a hub id, ``demo:encoder`` or ``demo:causal``; ``demo:causal:8`` takes the first 8 layers.
+    from_file : bool
+        The name comes from a file, not from the user: nothing is fetched for it.
 
     Raises
     ------
@@ -37,8 +42,8 @@ def load_for(data: Data, name: str | Path, *, seed: int = 0) -> tuple[nn.Module,
     kind = "sequence-classification" if data.task == "classification" else "causal-lm"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _load(str(name), kind, data.n_classes)
-    tokenizer = load_tokenizer(name)
+        model = _load(str(name), kind, data.n_classes, from_file=from_file)
+    tokenizer = load_tokenizer(name, from_file=from_file)
     _pad(model, tokenizer)
     if data.n_classes is not None and model.config.num_labels != data.n_classes:
         raise ModelError(f"{name} has {model.config.num_labels} classes, the data has {data.n_classes}")
@@ -67,8 +72,10 @@ def load_trained(folder: str | Path) -> tuple[nn.Module, Any]:
     return model.eval(), tokenizer
 
 
-def load_task(name: str | Path, task: Task) -> tuple[nn.Module, Any]:
+def load_task(name: str | Path, task: Task, *, from_file: bool = False) -> tuple[nn.Module, Any]:
     """Return a finished model of a task and its tokenizer: a folder, a hub id or a packaged name.
+
+    Nothing is fetched for a name that comes ``from_file``.
 
     Raises
     ------
@@ -79,8 +86,8 @@ def load_task(name: str | Path, task: Task) -> tuple[nn.Module, Any]:
     if Path(name).is_dir():
         model, tokenizer = load_trained(name)
     else:
-        model = _load(str(name), wanted, None).eval()
-        tokenizer = load_tokenizer(name)
+        model = _load(str(name), wanted, None, from_file=from_file).eval()
+        tokenizer = load_tokenizer(name, from_file=from_file)
         _pad(model, tokenizer)
     inner: Any = model
     plain = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
@@ -192,5 +199,13 @@ def _forget_quantization(model: Any) -> None:
 
 
 def _pad(model: Any, tokenizer: Any) -> None:
+    words = model.get_input_embeddings()
+    rows = getattr(words, "num_embeddings", None)
+    top = max(tokenizer.get_vocab().values(), default=-1)
+    if rows is not None and top >= rows:
+        raise ModelError(
+            f"the tokenizer has ids up to {top:,}, and the word embeddings have {rows:,} rows: {top:,} has no row; give the "
+            "tokenizer that belongs to the model, or model.resize_token_embeddings first"
+        )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id

@@ -55,6 +55,7 @@ _FOREIGN = ("megatron_config", "layer_replication", "arrow_config", "tokenizer_k
 _PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "target_parameters")
 _KEYED = ("rank_pattern", "alpha_pattern")
 _LONGEST_PATTERN = 2000
+_MOST_SCALE = 10**6
 _MOST_REPEATS = 12
 
 
@@ -138,6 +139,12 @@ def admit_adapter(folder: Path) -> dict[str, Any]:
             f"{folder}: {ADAPTER} sets {foreign[0]}, by which an adapter can bring in code, other models or layers without "
             "end; it is not followed"
         )
+    scales = settings.get("alpha_pattern")
+    for scale in (settings.get("lora_alpha", 0), *(scales.values() if isinstance(scales, dict) else ())):
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) < _MOST_SCALE:
+            raise ModelError(
+                f"{folder}: lora_alpha must be a number below {_MOST_SCALE:,}, got {shown(scale)}"
+            )
     for pattern in _patterns(settings):
         _check_pattern(folder, pattern)
     _check_ranks(folder, settings, read_header(weights))

@@ -28,12 +28,18 @@ def inside(folder: Path, name: str) -> Path:
             f"{folder} names the file {name!r}, which is no plain file name; do not use this model"
         )
     path = folder / name
-    if path.is_symlink():
-        home, real = folder.resolve(), path.resolve()
-        blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-        if not real.is_relative_to(home) and not real.is_relative_to(blobs):
-            raise ModelError(f"{path} is a link that leads out of its folder; put the file itself there")
+    check_link(folder, path)
     return path
+
+
+def check_link(folder: Path, path: Path) -> None:
+    """Raise ``ModelError`` where a path of a folder, or of a folder in it, is a link that leads out of it."""
+    if not path.is_symlink():
+        return
+    home, real = folder.resolve(), path.resolve()
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if not real.is_relative_to(home) and not real.is_relative_to(blobs):
+        raise ModelError(f"{path} is a link that leads out of its folder; put the file itself there")
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any]:
