@@ -41,6 +41,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = tiny_rows(60, 0)
     lines = [json.dumps({"text": t, "label": int(n)}) for t, n in zip(rows.texts, rows.labels, strict=True)]
     (root / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    words = tokenizer.get_vocab()
+    (root / "counts.json").write_text(json.dumps({word: 1000 / (1 + at) for word, at in words.items()}))
     network, tokenizer = tiny_classifier(0)
     network.config._name_or_path = network.name_or_path = str(root / "base")
     torch.manual_seed(0)

@@ -30,7 +30,8 @@ PAIRS = [
 @pytest.mark.parametrize(("case", "defense"), PAIRS)
 def test_a_run_is_finite_or_refused(case, defense, tmp_path):
     odd = NUMBERS[case]
-    network, tokenizer = tiny_classifier(0)
+    rows = odd.rows()
+    network, tokenizer = tiny_classifier(0, n_classes=rows.n_classes or 2)
     odd.network(network)
     chosen = Settings(
         **{
@@ -46,7 +47,7 @@ def test_a_run_is_finite_or_refused(case, defense, tmp_path):
     try:
         run = defend(
             network,
-            odd.rows(),
+            rows,
             defense=DEFENSES[defense],
             processing_class=tokenizer,
             clean_reference=reference,
@@ -80,3 +81,9 @@ def test_the_last_step_is_looked_at_too():
 def test_settings_that_are_no_numbers_are_refused(field):
     with pytest.raises(AsepsisError, match=field):
         dataclasses.replace(Settings(), **{field: float("nan")})
+
+
+def test_a_model_with_fewer_classes_than_the_data_is_refused():
+    network, tokenizer = tiny_classifier(0)
+    with pytest.raises(AsepsisError, match="the model has 2 classes, the data has 3"):
+        defend(network, tiny_rows(9, 0, n_classes=3), defense=None, processing_class=tokenizer)

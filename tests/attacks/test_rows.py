@@ -49,6 +49,7 @@ def test_odd_rows_are_taken_as_they_stand(case, tmp_path):
         assert rows.texts[0] == json.loads(next(lines))["text"]
 
 
+@pytest.mark.slow
 def test_a_row_of_ten_million_characters_is_cut_and_trained_on(tmp_path):
     from asepsis import defend
     from asepsis.testing import tiny_classifier

@@ -17,8 +17,8 @@ MODELS = [*HEADERS, *VALUES, *CONFIGS, *INDEXES, *PICKLES, *TOKENIZERS]
 
 #: Every command that reads a model, by the name that cases give it. OUT must not be there afterwards.
 DOORS = {
-    "scan": "scan model {folder} --base {sound}/base --json {out}",
-    "purify": "purify {folder} --base {sound}/base --defense epur --output {out}",
+    "scan": "scan model {folder} --base {sound}/base --counts {sound}/counts.json --json {out}",
+    "purify": "purify {folder} --base {sound}/base --defense epur --counts {sound}/counts.json --output {out}",
     "train": "train --model {folder} --data {sound}/rows.jsonl --defense none --max-steps 1 --output {out}",
     "evaluate": "evaluate {folder} --clean {sound}/rows.jsonl --json {out}",
     "guard": "guard fit {folder} --clean {sound}/rows.jsonl --detector confidence --target-fpr 0.2 --output {out}",

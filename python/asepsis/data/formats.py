@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from asepsis.core.foreign import first_line
 from asepsis.data.values import listed, shown
 from asepsis.errors import DataError, NoRows
 
@@ -64,7 +65,7 @@ def iter_rows(path: str | Path) -> Iterator[Placed]:
                 empty = False
                 yield placed
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror or first_line(error)}") from error
     if empty:
         raise NoRows(f"{path}: no rows: the file is empty or holds only blank lines")
 
@@ -218,6 +219,8 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[Placed]:
         _refuse_repeated(path, names)
         if described.metadata.num_rows == 0:
             raise DataError(f"{path}: no rows: columns ({listed(names)}) with nothing in them")
+        if described.metadata.num_rows * _PER_ROW > budget:
+            raise _unfolds(path, size, described.metadata.num_rows)
         leaves = [described.schema.column(i) for i in range(len(described.schema))]
         # a text that stands in a million rows is in the file once, and stays once in memory
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
@@ -229,14 +232,20 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[Placed]:
                 row = dict(zip(names, (v() if callable(v) else v for v in values), strict=True))
                 budget -= _PER_ROW + sum(map(_extent, row.values()))
                 if budget < 0:
-                    raise DataError(
-                        f"{path}: {size:,} bytes unfold to more than {_ROOM + _RATIO * size:,} by row {index}; no honest file "
-                        "does that. Where yours does, write it as .jsonl"
-                    )
+                    raise _unfolds(path, size, index)
                 yield f"row {index}", row
                 index += 1
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable Parquet file (stopped at row {index}): {error}") from error
+        raise DataError(
+            f"{path}: not a readable Parquet file (stopped at row {index}): {first_line(error)}"
+        ) from error
+
+
+def _unfolds(path: Path, size: int, rows: int) -> DataError:
+    return DataError(
+        f"{path}: {size:,} bytes unfold to more than {_ROOM + _RATIO * size:,} within {rows:,} rows; no honest file does that. "
+        "Where yours does, write it as .jsonl"
+    )
 
 
 def _column(column: Any) -> Iterable[Any]:

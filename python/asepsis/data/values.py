@@ -14,8 +14,8 @@ MAX_CLASSES = 10_000
 """More classes than this are taken only from a caller who says so with ``n_classes``."""
 
 # 18 digits always fit int64, and int() of a hostile million-digit string never runs.
-# printing a number of thousands of digits is refused by Python, and is no use in a message
-_BEYOND = 10**19
+# what 64 bits hold: Python's own numbers go on for ever, and printing one of thousands of digits is refused
+_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 _WHOLE = re.compile(r"[+-]?0*[0-9]{1,18}(\.0*)?", re.ASCII)
 
 
@@ -23,14 +23,14 @@ def whole_number(value: Any) -> int | None:
     """Return ``value`` as an int where it is one without loss, else None.
 
     Taken: integers, whole floats (``1.0``), and strings that spell either (``"1"``, ``"1.0"``). Not taken: booleans,
-    fractions, NaN, infinities, None, numbers of more than 19 digits, or of more than 18 in a string.
+    fractions, NaN, infinities, None, numbers beyond 64 bits, or of more than 18 digits in a string.
     """
     if isinstance(value, (bool, np.bool_)):
         return None
     if isinstance(value, (int, np.integer)):
-        return int(value) if -_BEYOND < value < _BEYOND else None
+        return int(value) if _LOWEST <= value <= _HIGHEST else None
     if isinstance(value, (float, np.floating)):
-        return int(value) if float(value).is_integer() and abs(value) < _BEYOND else None
+        return int(value) if float(value).is_integer() and abs(value) < _HIGHEST else None
     if isinstance(value, str):
         spelled = value.strip()
         return int(spelled.partition(".")[0]) if len(spelled) < 100 and _WHOLE.fullmatch(spelled) else None

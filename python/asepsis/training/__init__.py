@@ -272,6 +272,9 @@ def _prepare(
         if processing_class is None:
             raise ModelError("a model given as a module needs its tokenizer: processing_class=...")
         network, tokenizer = model, processing_class
+        classes = getattr(getattr(network, "config", None), "num_labels", None)
+        if data.n_classes is not None and classes is not None and classes < data.n_classes:
+            raise ModelError(f"the model has {classes} classes, the data has {data.n_classes}")
         if tokenizer.pad_token_id is None:
             raise ModelError(
                 "the tokenizer has no pad token; set one, for example tokenizer.pad_token = eos_token"

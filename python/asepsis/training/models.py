@@ -12,7 +12,7 @@ from torch import nn
 
 from asepsis.core.export import fresh_tensors, mark_fresh
 from asepsis.core.foreign import foreign
-from asepsis.core.weights.admission import admit_adapter, admit_tokenizer
+from asepsis.core.weights.admission import MOST_LABELS, admit_adapter, admit_tokenizer
 from asepsis.core.weights.folders import ADAPTER, CONFIG, inside, read_object
 from asepsis.data import Data, Task
 from asepsis.data.packaged import PackagedModel, packaged_model
@@ -110,6 +110,8 @@ def _load_adapted(path: Path) -> nn.Module:
     if not base or not isinstance(base, str):
         raise ModelError(f"{path}: the adapter does not name its base model")
     classes = manifest.get("n_classes")
+    if isinstance(classes, int) and classes > MOST_LABELS:
+        raise ModelError(f"{path}: asepsis.json says {classes:,} classes, {MOST_LABELS:,} at most are taken")
     # who wrote the adapter chose its base: what is here is taken, nothing is fetched
     network = _load(base, kind, classes if isinstance(classes, int) else None, from_file=True)
     with warnings.catch_warnings(), foreign(f"peft cannot load the adapter in {path}"):

@@ -56,7 +56,7 @@ setting("a base that is a file", _ABSENT, passes=NAMED, base_model_name_or_path=
 setting("a base that is a list", _ABSENT, passes=NAMED, base_model_name_or_path=["evil"])
 setting("no base", _ABSENT, passes=NAMED, base_model_name_or_path=None)
 setting("a module to import", FOLLOWED, megatron_config={"a": 1}, megatron_core="evil", passes=NAMED)
-setting("layers repeated a million times", FOLLOWED, layer_replication=[[0, 2]] * 10**6)
+setting("layers repeated a million times", FOLLOWED, layer_replication=[[0, 2]] * 10**4)
 setting("experts from other adapters", FOLLOWED, peft_type="XLORA", adapters={"a": "evil/adapter"})
 setting("arrows to other adapters", FOLLOWED, arrow_config={"top_k": 1}, passes=NAMED)
 setting("a tokenizer with code", FOLLOWED, tokenizer_kwargs={"trust_remote_code": True}, passes=NAMED)

@@ -55,10 +55,13 @@ setting("layers of a million", _OTHER + "|cannot load", hidden_size=10**6, passe
 setting("a middle layer of 10**11", _OTHER + "|cannot load", intermediate_size=10**11, passes=FILES)
 setting("a vocabulary of 10**12", _OTHER + "|cannot (load|tell)", vocab_size=10**12, passes=FILES)
 setting("10**12 positions", _OTHER + "|cannot load", max_position_embeddings=10**12, passes=FILES)
-setting("a million heads", _OTHER, num_attention_heads=10**6, passes=FILES)
-setting("a million classes", "classes|cannot load|belong", num_labels=10**6, passes=FILES)
+setting("two million heads", _OTHER, num_attention_heads=2 * 10**6, passes=FILES)
+setting("a million experts", _OTHER, num_experts=10**6, passes=FILES)
+setting("a million classes", _OTHER, num_labels=10**6, passes=FILES)
+labels = {str(i): "a" for i in range(70_000)}
+setting("a name for each of 70,000 classes", "id2label names", id2label=labels, passes=FILES)
 setting("a number of 4,000 digits", "no number of anything|cannot", hidden_size=10**3999, passes=FILES)
-setting("a number of 5,000 digits", "digits|cannot", hidden_size=10**30, passes=FILES)
+setting("a width of thirty digits", "digits|cannot", hidden_size=10**30, passes=FILES)
 setting("a width below zero", "cannot load|positive|number", hidden_size=-32, passes=FILES)
 setting("a width that is text", "cannot load|int|str", hidden_size="32", passes=FILES)
 setting("a width that is a list", "cannot load|int|list", hidden_size=[32], passes=FILES)
@@ -75,7 +78,12 @@ setting("experts from a repository", "names the repository", experts_implementat
 setting(
     "other weights by name", "names other weights", transformers_weights="../other.safetensors", passes=FILES
 )
-setting("a quantizer that there is not", "quantiz|cannot load", quantization_config={"quant_method": "evil"})
+setting(
+    "a quantizer that there is not",
+    "quantiz|cannot load",
+    quantization_config={"quant_method": "evil"},
+    passes="train evaluate guard",
+)
 setting("a quantizer without a name", "quantiz|cannot load", quantization_config={"bits": 4})
 text(CONFIGS, "a configuration that is no JSON", "config.json", "{", "not JSON|cannot")
 text(CONFIGS, "a configuration that is an array", "config.json", "[]", "must be a JSON object")

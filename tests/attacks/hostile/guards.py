@@ -14,7 +14,7 @@ GUARDS = Corpus("guards")
 MANIFESTS = Corpus("manifests")
 LEDGERS = Corpus("ledgers")
 
-_BROKEN = "is broken|cannot be read|no detector|is no guard"
+_BROKEN = "(is|or) broken|cannot be read|no detector|is no guard"
 
 
 def saved(name: str, says: str, *path: str, value: Any) -> None:

@@ -115,7 +115,7 @@ file("an array of other things", ".json", '[{"text": "a", "label": 0}, 7]', "exp
 file("an array that never ends", ".json", "[" * 10**5, "malformed|cannot be taken in")
 file("an array cut short", ".json", '[{"text": "a", "label": 0},', "malformed")
 file("an empty array", ".json", "[]", "no rows")
-file("a Parquet file that is none", ".parquet", b"PAR1" + b"\0" * 100 + b"PAR1", "Parquet")
+file("a Parquet file that is none", ".parquet", b"PAR1" + b"\0" * 100 + b"PAR1", "Parquet|cannot be read")
 file("a Parquet file of nothing", ".parquet", b"", "Parquet")
 file("a Parquet file cut short", ".parquet", b"PAR1", "Parquet")
 file(
@@ -136,7 +136,7 @@ for ids in [(1, 1), (1, "1"), (1, 1.0), (2**63, 1), (-(2**63) - 1, 1), ("a", 1),
     file(f"the ids {ids[0]!r} and {ids[1]!r}", ".jsonl", "\n".join(lines), "id ", ROWS)
 
 
-@ROWS.add("a zip bomb", "NUL|not UTF-8|malformed")
+@ROWS.add("a zip bomb for rows", "NUL|not UTF-8|malformed")
 def _(folder: Path) -> None:
     with zipfile.ZipFile(folder / "rows.jsonl", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("rows", b"\0" * (32 << 20))

@@ -48,8 +48,11 @@ _LAYERS = {
     "encoder_layers",
     "decoder_layers",
 }
-_COUNT = re.compile(r"(num|n)_.*")
-_MOST_OF_ANYTHING = 1 << 16
+# counts of what is made one by one, and of anything else
+_EXPERTS, _COUNT = re.compile(r"(num|n)_.*experts.*"), re.compile(r"(num|n)_.*")
+_MOST_EXPERTS, _MOST_OF_ANYTHING = 1 << 12, 1 << 20
+#: Classes of a model: a library writes a name for each before it looks at the head.
+MOST_LABELS = 1 << 16
 # settings of an adapter that make peft import a module, ask for other models or repeat layers
 _FOREIGN = ("megatron_config", "layer_replication", "arrow_config", "tokenizer_kwargs", "auto_mapping")
 _PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "target_parameters")
@@ -139,16 +142,21 @@ def admit_adapter(folder: Path) -> dict[str, Any]:
             f"{folder}: {ADAPTER} sets {foreign[0]}, by which an adapter can bring in code, other models or layers without "
             "end; it is not followed"
         )
+    check_scales(folder, settings)
+    for pattern in _patterns(settings):
+        _check_pattern(folder, pattern)
+    _check_ranks(folder, settings, read_header(weights))
+    return settings
+
+
+def check_scales(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise ``ModelError`` where a scale of a LoRA adapter is no ordinary number."""
     scales = settings.get("alpha_pattern")
     for scale in (settings.get("lora_alpha", 0), *(scales.values() if isinstance(scales, dict) else ())):
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) < _MOST_SCALE:
             raise ModelError(
                 f"{folder}: lora_alpha must be a number below {_MOST_SCALE:,}, got {shown(scale)}"
             )
-    for pattern in _patterns(settings):
-        _check_pattern(folder, pattern)
-    _check_ranks(folder, settings, read_header(weights))
-    return settings
 
 
 def _check_links(folder: Path) -> None:
@@ -189,10 +197,19 @@ def _check_names(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _check_counts(folder: Path, checkpoint: Checkpoint) -> None:
+    named = checkpoint.config.get("id2label")
+    if isinstance(named, dict) and len(named) > MOST_LABELS:
+        raise ModelError(
+            f"{folder / CONFIG}: id2label names {len(named):,} classes, {MOST_LABELS:,} at most are taken"
+        )
     for key, value in _walk(checkpoint.config):
         if isinstance(value, bool) or not isinstance(value, int):
             continue
-        most = len(checkpoint.tensors) if key in _LAYERS else _MOST_OF_ANYTHING
+        most = _MOST_EXPERTS if _EXPERTS.fullmatch(key) else _MOST_OF_ANYTHING
+        if key in _LAYERS:
+            most = len(checkpoint.tensors)
+        elif key == "num_labels":
+            most = MOST_LABELS
         if (key in _LAYERS or _COUNT.fullmatch(key)) and value > most:
             raise ModelError(
                 f"{folder / CONFIG}: {key} is {_short(value)}, and the folder holds {len(checkpoint.tensors):,} tensors; its "

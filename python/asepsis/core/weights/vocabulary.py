@@ -70,6 +70,13 @@ class Vocabulary:
             special |= {at for token, at in by_token.items() if token in {"<unk>", "<s>", "</s>", "<pad>"}}
         return cls(tokens, frozenset(at for at in special if 0 <= at < len(tokens)), style, path)
 
+    @staticmethod
+    def check(folder: Path) -> None:
+        """Raise ``ModelError`` where a folder has a tokenizer that cannot be read; one without any passes."""
+        admit_tokenizer(folder)
+        if inside(folder, "tokenizer.json").is_file():
+            _read_fast(folder)
+
     def __len__(self) -> int:
         return len(self.tokens)
 
