@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import struct
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+from hostile.tensors import parts
 
 #: What ended a child: an exit code, or the negative number of a signal; and the last line of its error.
 Ended = tuple[int, str]
@@ -68,5 +72,15 @@ def killed(function: Callable[[], object], *, after: float, by: int = signal.SIG
 
 
 def listing(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its content."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Every file below a folder with its content; of safetensors, the header in one order: the library writes any."""
+    return {str(p.relative_to(folder)): _content(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _content(path: Path) -> bytes:
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    try:
+        header, body = parts(path)
+    except (ValueError, struct.error):
+        return path.read_bytes()
+    return json.dumps(header, sort_keys=True).encode() + body

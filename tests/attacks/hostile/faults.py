@@ -94,6 +94,5 @@ SIGNALS = {
     "train": "train --model {sound}/model --data {sound}/rows.jsonl --defense none --max-steps 20 --output {out}",
     "scan data": "scan data {sound}/rows.jsonl --model {sound}/model --method abl --json {out}",
     "purify": "purify {sound}/model --base {sound}/base --defense epur --counts {sound}/counts.json --output {out}",
-    "guard fit": "guard fit {sound}/model --clean {sound}/rows.jsonl --target-fpr 0.2 --output {out}",
     "evaluate": "evaluate {sound}/model --clean {sound}/rows.jsonl --json {out}",
 }
