@@ -15,7 +15,7 @@ PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist
 
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help dev demo lint test test-slow bench-defenses-small bench-gpu bench-native docs wheel wheel-test clean
+.PHONY: help dev demo audit lint test test-slow bench-defenses-small bench-gpu bench-native docs wheel wheel-test clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -32,6 +32,9 @@ lint: $(VENV)/.stamp-test  ## formatting, clippy with warnings denied, ruff, myp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit:  ## known vulnerabilities of what is locked and pinned; says aloud what could not be asked
+	$(PYTHON) .ci/audit.py
 
 # the extension crate has no tests of its own: it is tested from Python, where it lives;
 # Triton interprets or compiles all kernels of a process, so its tests take two

@@ -174,6 +174,20 @@ def test_a_wheel_for_the_other_processor_is_built_or_its_absence_is_said(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_the_wheel_lists_every_locked_crate_that_is_in_it(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (listing,) = [n for n in archive.namelist() if "/sboms/" in n]
+    content = json.loads(archive.read(listing))
+    assert content["bomFormat"] == "CycloneDX"
+    named = {(part["name"], part["version"]) for part in content["components"]}
+    lock = (ROOT / "Cargo.lock").read_text(encoding="utf-8")
+    locked = set(re.findall(r'^name = "(.+)"\nversion = "(.+)"$', lock, re.MULTILINE))
+    assert named <= locked
+    assert {"numpy", "pyo3"} <= {name for name, _ in named}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_installed_wheel_is_whole_without_the_tree(installed: Path, tmp_path: Path) -> None:
     program = """
 import json, asepsis, asepsis.kernels, asepsis._native, torch

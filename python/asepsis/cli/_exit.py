@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NoReturn
 
 import typer
 
+from asepsis.data.visible import visible
 from asepsis.errors import AsepsisError
+
+_LONGEST = 2000  # characters of a line: a message may quote what somebody else wrote
 
 
 class ExitCode(IntEnum):
@@ -24,6 +30,7 @@ class ExitCode(IntEnum):
     USAGE = 4  # the command line was wrong
     INTERRUPTED = 130  # Ctrl-C
     CLOSED = 141  # whoever read our output stopped reading
+    TERMINATED = 143  # SIGTERM: a scheduler's or a container's end of time
 
 
 @dataclass
@@ -31,6 +38,14 @@ class Result:
     """Filled in by the body of :func:`translate`, or by the error that ended it."""
 
     code: int = ExitCode.OK
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: unfinished folders are cleaned up on the way out, as after Ctrl-C."""
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise Terminated
 
 
 # typer has carried its own copy of click since 0.26, so the class is reached through what typer exports
@@ -41,7 +56,12 @@ _UsageError = typer.BadParameter.__mro__[1]
 def translate(*, debug: bool) -> Iterator[Result]:
     """Turn whatever the body raises into one or two lines on stderr and a code; ``debug`` adds the traceback."""
     result = Result()
+    # whoever has a handler of their own, or runs us in a thread, keeps what they have
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     try:
+        if ours:
+            signal.signal(signal.SIGTERM, _terminated)
         yield result
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit) as error:
@@ -54,6 +74,12 @@ def translate(*, debug: bool) -> Iterator[Result]:
     except (KeyboardInterrupt, typer.Abort):
         result.code = ExitCode.INTERRUPTED
         _say("interrupted", debug=debug)
+    except Terminated:
+        result.code = ExitCode.TERMINATED
+        _say("terminated; nothing unfinished was kept", debug=debug)
+    except MemoryError:
+        result.code = ExitCode.ERROR
+        _say("error: there is not enough memory for this; what was not finished was not written", debug=debug)
     except AsepsisError as error:
         result.code = ExitCode.ERROR
         _say(f"error: {error}", debug=debug)
@@ -72,6 +98,9 @@ def translate(*, debug: bool) -> Iterator[Result]:
             result.code = ExitCode.ERROR
             hint = "" if debug else "\nRun again with --debug for the traceback."
             _say(f"internal error: {type(error).__name__}: {error}{hint}", debug=debug)
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _say(text: str, *, debug: bool) -> None:
@@ -80,6 +109,5 @@ def _say(text: str, *, debug: bool) -> None:
 
         traceback.print_exc()
     # names in a message may come from a file that somebody else wrote; a terminal would obey what they hide
-    from asepsis.data.visible import visible
-
-    typer.echo(f"asepsis: {visible(text, len(text), lines=True)}", err=True)
+    shown = "\n".join(visible(line, _LONGEST) for line in text.split("\n"))
+    typer.echo(f"asepsis: {shown}", err=True)

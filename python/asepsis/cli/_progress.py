@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from asepsis.data.visible import visible
 from asepsis.training.driver import Progress
 
 
@@ -19,7 +20,7 @@ def shown() -> Iterator[Progress]:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("asepsis: %(message)s"))
+    handler.setFormatter(_Visible("asepsis: %(message)s"))
     handler.setLevel(logging.WARNING)
     logger = logging.getLogger("asepsis")
     logger.addHandler(handler)
@@ -31,6 +32,13 @@ def shown() -> Iterator[Progress]:
             yield _Lines()
     finally:
         logger.removeHandler(handler)
+
+
+class _Visible(logging.Formatter):
+    """A terminal would obey what a quoted name hides."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(visible(line, 2000) for line in super().format(record).split("\n"))
 
 
 class _Lines:

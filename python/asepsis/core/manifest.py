@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from asepsis.core.documents import read_json
 from asepsis.core.evidence import EVIDENCE
 from asepsis.core.weights.find import find_checkpoint
+from asepsis.core.weights.folders import check_link
 from asepsis.data import Data
 from asepsis.data.packaged import DEMO_PREFIX, packaged_model
 from asepsis.errors import CheckpointError, DataError
@@ -103,10 +105,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / MANIFEST
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no {MANIFEST}: it was not written by asepsis") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         got = found.get("format") if isinstance(found, dict) else type(found).__name__
@@ -141,11 +143,10 @@ def identity(model: str | Path) -> dict[str, str | None]:
         }
     if Path(name).expanduser().is_dir():
         folder = Path(name).expanduser()
-        parts = {
-            part: _sha256(folder / part)
-            for part in _names(folder)
-            if Path(part).suffix in _PARTS and part not in RECORDS
-        }
+        names = [p for p in _names(folder) if Path(p).suffix in _PARTS and p not in RECORDS]
+        for part in names:
+            check_link(folder, folder / part)  # to a device, say, which has no end
+        parts = {part: _sha256(folder / part) for part in names if (folder / part).is_file()}
         return {"name": name, "revision": None, "sha256": _digest(parts)}
     with find_checkpoint(name) as snapshot:
         return {"name": name, "revision": snapshot.name, "sha256": None}

@@ -6,9 +6,11 @@ import codecs
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from asepsis.core.foreign import first_line
 from asepsis.data.values import listed, shown
 from asepsis.errors import DataError, NoRows
 
@@ -17,6 +19,10 @@ Placed = tuple[str, Row]
 
 EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _BATCH = 1024
+# more columns than any table of texts has; each row is made a dict of all of them
+_MOST_COLUMNS = 1 << 16
+# what a compressed file may unfold to: this much, and this many times its size
+_ROOM, _RATIO, _PER_ROW = 1 << 28, 200, 64
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -47,6 +53,8 @@ def iter_rows(path: str | Path) -> Iterator[Placed]:
         raise DataError(f"{path}: a folder, not a file; name one {_extensions()} file in it")
     if not path.exists():
         raise DataError(f"{path}: no such file")
+    if not path.is_file():
+        raise DataError(f"{path}: a device or a pipe, which may never end; name a regular file")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: unsupported extension {path.suffix!r}; expected {_extensions()}")
@@ -57,7 +65,7 @@ def iter_rows(path: str | Path) -> Iterator[Placed]:
                 empty = False
                 yield placed
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror or first_line(error)}") from error
     if empty:
         raise NoRows(f"{path}: no rows: the file is empty or holds only blank lines")
 
@@ -145,6 +153,7 @@ def _delimited(path: Path, file: BinaryIO, *, delimiter: str) -> Iterator[Placed
     rows = 0
     for number, fields in _records(path, file, delimiter):
         if header is None:
+            _refuse_wide(path, len(fields))
             _refuse_repeated(path, fields)
             header = fields
             continue
@@ -201,20 +210,76 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[Placed]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    index = 0
+    index, size = 0, path.stat().st_size
+    budget = _ROOM + _RATIO * size
     try:
-        table = pq.ParquetFile(file)
-        _refuse_repeated(path, table.schema_arrow.names)
-        if table.metadata.num_rows == 0:
-            raise DataError(
-                f"{path}: no rows: columns ({listed(table.schema_arrow.names)}) with nothing in them"
-            )
+        described = pq.ParquetFile(file)
+        names = described.schema_arrow.names
+        _refuse_wide(path, len(described.schema))
+        _refuse_repeated(path, names)
+        if described.metadata.num_rows == 0:
+            raise DataError(f"{path}: no rows: columns ({listed(names)}) with nothing in them")
+        if described.metadata.num_rows * _PER_ROW > budget:
+            raise _unfolds(path, size, described.metadata.num_rows)
+        leaves = [described.schema.column(i) for i in range(len(described.schema))]
+        # a text that stands in a million rows is in the file once, and stays once in memory
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        file.seek(0)
+        table = pq.ParquetFile(file, read_dictionary=texts)
         for batch in table.iter_batches(batch_size=_BATCH):
-            for row in batch.to_pylist():
+            columns = [_column(batch.column(i)) for i in range(batch.num_columns)]
+            for values in zip(*columns, strict=True):
+                row = dict(zip(names, (v() if callable(v) else v for v in values), strict=True))
+                budget -= _PER_ROW + sum(map(_extent, row.values()))
+                if budget < 0:
+                    raise _unfolds(path, size, index)
                 yield f"row {index}", row
                 index += 1
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable Parquet file (stopped at row {index}): {error}") from error
+        raise DataError(
+            f"{path}: not a readable Parquet file (stopped at row {index}): {first_line(error)}"
+        ) from error
+
+
+def _unfolds(path: Path, size: int, rows: int) -> DataError:
+    return DataError(
+        f"{path}: {size:,} bytes unfold to more than {_ROOM + _RATIO * size:,} within {rows:,} rows; no honest file does that. "
+        "Where yours does, write it as .jsonl"
+    )
+
+
+def _column(column: Any) -> Iterable[Any]:
+    """Return a column's values, equal texts as one object; nested values as functions, so that one at a time is made."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        used = column.indices.unique().drop_null()
+        words = dict(zip(used.to_pylist(), column.dictionary.take(used).to_pylist(), strict=True))
+        return [None if at is None else words[at] for at in column.indices.to_pylist()]
+    if pa.types.is_nested(column.type):
+        return [partial(_nested, column, at) for at in range(len(column))]
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+def _nested(column: Any, at: int) -> Any:
+    return column[at].as_py()
+
+
+def _extent(value: Any) -> int:
+    """Return about how many characters a value has, nested ones too."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, (list, tuple)):
+        return 8 + sum(map(_extent, value))
+    return sum(map(_extent, value.values())) if isinstance(value, dict) else 8
+
+
+def _refuse_wide(path: Path, columns: int) -> None:
+    if columns > _MOST_COLUMNS:
+        raise DataError(
+            f"{path}: {columns:,} columns, {_MOST_COLUMNS:,} at most are read; keep those you need"
+        )
 
 
 def _refuse_repeated(path: Path, columns: Iterable[str]) -> None:

@@ -14,6 +14,8 @@ MAX_CLASSES = 10_000
 """More classes than this are taken only from a caller who says so with ``n_classes``."""
 
 # 18 digits always fit int64, and int() of a hostile million-digit string never runs.
+# what 64 bits hold: Python's own numbers go on for ever, and printing one of thousands of digits is refused
+_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 _WHOLE = re.compile(r"[+-]?0*[0-9]{1,18}(\.0*)?", re.ASCII)
 
 
@@ -21,14 +23,14 @@ def whole_number(value: Any) -> int | None:
     """Return ``value`` as an int where it is one without loss, else None.
 
     Taken: integers, whole floats (``1.0``), and strings that spell either (``"1"``, ``"1.0"``). Not taken: booleans,
-    fractions, NaN, infinities, None, numbers beyond 18 digits in a string.
+    fractions, NaN, infinities, None, numbers beyond 64 bits, or of more than 18 digits in a string.
     """
     if isinstance(value, (bool, np.bool_)):
         return None
     if isinstance(value, (int, np.integer)):
-        return int(value)
+        return int(value) if _LOWEST <= value <= _HIGHEST else None
     if isinstance(value, (float, np.floating)):
-        return int(value) if float(value).is_integer() else None
+        return int(value) if float(value).is_integer() and abs(value) < _HIGHEST else None
     if isinstance(value, str):
         spelled = value.strip()
         return int(spelled.partition(".")[0]) if len(spelled) < 100 and _WHOLE.fullmatch(spelled) else None
@@ -51,7 +53,10 @@ def implied_classes(top_label: int) -> int:
 
 def shown(value: Any, *, width: int = 60) -> str:
     """Return ``repr(value)`` cut to ``width`` characters: safe to print, control characters escaped."""
-    text = repr(value[: width + 1] if isinstance(value, (str, bytes, list)) else value)
+    try:
+        text = repr(value[: width + 1] if isinstance(value, (str, bytes, list)) else value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, nesting without end
+        text = f"{type(value).__name__} too large to be shown"
     return text if len(text) <= width else text[: width - 3] + "..."
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -12,9 +14,15 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from asepsis.core.folders import to_disk
 from asepsis.data.formats import EXTENSIONS
 from asepsis.data.values import shown
 from asepsis.errors import DataError
+
+log = logging.getLogger("asepsis")
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?")
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -30,7 +38,8 @@ def write_rows(path: str | Path, rows: Rows) -> None:
     path : str or Path
         Ends in ``.jsonl``, ``.json`` (one array), ``.csv``, ``.tsv`` or ``.parquet``. Its folder must exist.
     rows : sequence of mappings
-        At least one. CSV and TSV hold strings and numbers only, and no text longer than ``csv.field_size_limit()``.
+        At least one. CSV and TSV hold strings and numbers only, and no text longer than ``csv.field_size_limit()``. Fields
+        that a spreadsheet would run as formulas are written as they are, and counted in a warning.
 
     Raises
     ------
@@ -49,6 +58,7 @@ def write_rows(path: str | Path, rows: Rows) -> None:
     try:
         with temporary.open("xb") as file:
             writer(path, file, rows)
+        to_disk(temporary)
         temporary.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -90,9 +100,11 @@ def _delimited(path: Path, file: BinaryIO, rows: Rows, *, delimiter: str) -> Non
     quoted = csv.writer(line, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
     columns = _columns(rows)
     header: Mapping[str, Any] = {column: column for column in columns}
+    formulas = 0
     for index, row in enumerate(chain([header], rows), -1):
         where = f"{path}, row {index}" if index >= 0 else f"{path}, header"
         texts = [_field(row.get(column), where) for column in columns]
+        formulas += sum(text.startswith(_FORMULA) for text in texts if not _NUMBER.fullmatch(text))
         (quoted if any("\r" in text for text in texts) else plain).writerow(texts)
         try:
             file.write(line.getvalue().encode("utf-8"))
@@ -100,6 +112,14 @@ def _delimited(path: Path, file: BinaryIO, rows: Rows, *, delimiter: str) -> Non
             raise DataError(f"{where}: text that is not valid Unicode: {error}") from error
         line.seek(0)
         line.truncate()
+    if formulas:
+        # written as they are: a training must read the very texts that were meant
+        log.warning(
+            "%s: %d fields begin with =, +, - or @, which a spreadsheet runs as formulas; do not open it in one, or write "
+            ".jsonl",
+            path,
+            formulas,
+        )
 
 
 def _field(value: Any, where: str) -> str:

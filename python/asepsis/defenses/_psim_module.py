@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from asepsis.core.export import fresh_tensors
+from asepsis.core.foreign import foreign
 from asepsis.core.placement import attention, head_of
 from asepsis.core.views import shared_view
+from asepsis.core.weights.admission import admit_adapter
 from asepsis.data import Task
 from asepsis.defenses._psim_config import Kind, PsimConfig
 from asepsis.errors import CheckpointError, ConfigError, ModelError
@@ -60,21 +62,19 @@ def reattach(model: nn.Module, folder: Path) -> nn.Module:
         The files are missing, or do not fit the model.
     """
     from peft import PeftModel
-    from safetensors import SafetensorError
 
-    if not (folder / "adapter_model.safetensors").is_file():  # peft would ask the hub for it
-        raise CheckpointError(f"{folder} has no adapter_model.safetensors")
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "error", message="Found missing adapter keys"
-            )  # peft goes on with new ones
-            loaded: Any = PeftModel.from_pretrained(
-                cast(Any, underlying(model)), str(folder), use_safetensors=True
-            )
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"peft cannot load the module in {folder}: {reason}") from error
+        admit_adapter(folder)
+    except ModelError as error:
+        raise CheckpointError(str(error)) from error
+    base = cast(Any, underlying(model))
+    with (
+        warnings.catch_warnings(),
+        foreign(f"peft cannot load the module in {folder}", CheckpointError),
+    ):
+        # peft goes on with new ones
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        loaded: Any = PeftModel.from_pretrained(base, str(folder), use_safetensors=True)
     module: nn.Module = loaded
     return module.requires_grad_(False).eval()
 

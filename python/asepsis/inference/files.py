@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from asepsis.core.conformal import Threshold
+from asepsis.core.documents import read_json
 from asepsis.core.folders import whole_folder
 from asepsis.core.manifest import check_writable
+from asepsis.data.dataset import Task
 from asepsis.errors import CheckpointError
 from asepsis.inference.detectors.base import Detector
 
@@ -62,16 +65,39 @@ def load_guard(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{folder} is no guard: it has no {MANIFEST}; asepsis guard fit writes one")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is broken: {error}") from error
     if not isinstance(content, dict) or any(part not in content for part in _PARTS):
         raise CheckpointError(f"{path} is broken: it must hold {', '.join(_PARTS)}")
-    if content["manifest"].get("format") != 1:
-        raise CheckpointError(
-            f"{path} has format {content['manifest'].get('format')!r}, this version reads 1"
-        )
+    manifest = content["manifest"]
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{path} is broken: its manifest is {type(manifest).__name__}, not an object")
+    if manifest.get("format") != 1:
+        raise CheckpointError(f"{path} has format {manifest.get('format')!r}, this version reads 1")
+    wanted = {"detector": str, "weights": str, "model": str, "task": str}
+    if odd := [name for name, kind in wanted.items() if not isinstance(manifest.get(name), kind)]:
+        raise CheckpointError(f"{path} is broken: {odd[0]} of its manifest is {manifest.get(odd[0])!r}")
+    if manifest["task"] not in get_args(Task):
+        raise CheckpointError(f"{path} is broken: it is for the task {manifest['task']!r}")
     return content
+
+
+def stored_threshold(values: dict[str, Any]) -> Threshold:
+    """Return a threshold as it was saved.
+
+    Raises
+    ------
+    CheckpointError
+        A number of it is NaN or infinite: nothing would ever be flagged, or everything.
+    """
+    found = Threshold(**values)
+    for name, value in found.to_dict().items():
+        if isinstance(value, bool) or not (
+            value is None or (isinstance(value, (int, float)) and math.isfinite(value))
+        ):
+            raise CheckpointError(f"the threshold's {name} is {value!r}; fit the guard again")
+    return found
 
 
 def check_model(folder: Path, manifest: dict[str, Any], weights: str) -> None:

@@ -46,7 +46,12 @@ def chosen(detector: str | DefenseConfig) -> tuple[type[Detector], Any]:
 
 
 def prepared(
-    model: Any, processing_class: Any, rows: Data | None, *, manifest: dict[str, Any] | None = None
+    model: Any,
+    processing_class: Any,
+    rows: Data | None,
+    *,
+    manifest: dict[str, Any] | None = None,
+    from_file: bool = False,
 ) -> tuple[Any, Any, Any]:
     """Return model, a tokenizer of the guard's own, and the rows with as many classes as the model has."""
     task = rows.task if rows is not None else (manifest or {})["task"]
@@ -59,7 +64,7 @@ def prepared(
                 "the tokenizer has no pad token; set one, for example tokenizer.pad_token = eos_token"
             )
     else:
-        network, tokenizer = load_task(model, task)
+        network, tokenizer = load_task(model, task, from_file=from_file)
     if rows is not None and rows.labels is not None:
         config: Any = network.config
         n = int(config.num_labels)

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from asepsis.core.conformal import Threshold, calibrate, needed_rows
 from asepsis.core.fingerprint import weights_fingerprint
+from asepsis.core.foreign import foreign
 from asepsis.data import Data, read
 from asepsis.defenses.base import DefenseConfig
-from asepsis.errors import DataError, MissingReference, ModelError
+from asepsis.errors import CheckpointError, DataError, MissingReference, ModelError
 from asepsis.inference.detectors import load
 from asepsis.inference.detectors.base import Detector
-from asepsis.inference.files import FILES, check_model, load_guard, save_guard
+from asepsis.inference.files import FILES, check_model, load_guard, save_guard, stored_threshold
 from asepsis.inference.fitting import chosen, lent, parts, prepared, threshold_for
 from asepsis.inference.pipeline import GuardedPipeline, Policy
 from asepsis.inference.report import Checked
@@ -295,22 +296,20 @@ class Guard:
         if model is None and not manifest["model"]:
             raise ModelError(f"{folder} does not say where its model is; give model=...")
         source = manifest["model"] if model is None else model
-        network, tokenizer, _ = prepared(source, processing_class, None, manifest=manifest)
+        # who wrote the guard chose that name: nothing is fetched for it
+        network, tokenizer, _ = prepared(
+            source, processing_class, None, manifest=manifest, from_file=model is None
+        )
         check_model(path, manifest, weights_fingerprint(network))
-        with lent(network):
+        with lent(network), foreign(f"{path} is broken", CheckpointError):
             detector = load(manifest["detector"]).load(path / FILES, saved["state"], network, tokenizer)
             control = None
             if saved["control"] is not None:
                 plain = load(CONTROL).load(path, saved["control"]["state"], network, tokenizer)
-                control = (plain, Threshold(**saved["control"]["threshold"]))
-        return cls(
-            detector,
-            Threshold(**saved["threshold"]),
-            manifest,
-            model=network,
-            control=control,
-            calibration=Calibration.from_dict(saved["calibration"]),
-        )
+                control = (plain, stored_threshold(saved["control"]["threshold"]))
+            threshold = stored_threshold(saved["threshold"])
+            calibration = Calibration.from_dict(saved["calibration"])
+        return cls(detector, threshold, manifest, model=network, control=control, calibration=calibration)
 
     @staticmethod
     def fits(folder: str | Path, model: Any) -> bool:

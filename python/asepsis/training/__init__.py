@@ -16,10 +16,11 @@ from asepsis.core.phases import Outcome, Script
 from asepsis.data import Data, read
 from asepsis.defenses import available, load
 from asepsis.defenses.base import Defense, DefenseConfig, Given
-from asepsis.errors import ConfigError, MissingReference, ModelError
+from asepsis.errors import ConfigError, DefenseInert, MissingReference, ModelError
 from asepsis.training.align import check_reference
 from asepsis.training.checkpoint import save_run, versions
 from asepsis.training.driver import Driver, Progress, silent
+from asepsis.training.loading import broken_weight
 from asepsis.training.loop import LoopDriver
 from asepsis.training.models import load_for
 from asepsis.training.record import made_of, manifest_of, settings_of
@@ -234,6 +235,9 @@ def run_script(
             journal=journal,
         )
     outcome = driver.run(script(network, rows))
+    # the last step's update is seen by no loss
+    if (key := broken_weight(network)) is not None:
+        raise DefenseInert(f"after training {key} holds values that are not finite; lower the learning rate")
     name = str(model) if isinstance(model, (str, Path)) else getattr(network, "name_or_path", "")
     manifest = manifest_of(driver, outcome, defense, settled, name=name, origin=origin)
     return Run(network, tokenizer, outcome, rows, manifest, driver.stages)
@@ -304,6 +308,9 @@ def _prepare(
         if processing_class is None:
             raise ModelError("a model given as a module needs its tokenizer: processing_class=...")
         network, tokenizer = model, processing_class
+        classes = getattr(getattr(network, "config", None), "num_labels", None)
+        if data.n_classes is not None and classes is not None and classes < data.n_classes:
+            raise ModelError(f"the model has {classes} classes, the data has {data.n_classes}")
         if tokenizer.pad_token_id is None:
             raise ModelError(
                 "the tokenizer has no pad token; set one, for example tokenizer.pad_token = eos_token"

@@ -12,7 +12,7 @@ from torch import nn
 from asepsis.core.evidence import write_evidence
 from asepsis.core.export import save_adapter
 from asepsis.core.export_rows import save_adapter_with_rows
-from asepsis.core.folders import whole_folder
+from asepsis.core.folders import to_disk, whole_folder
 from asepsis.core.judged import write_judged
 from asepsis.core.lora import layers
 from asepsis.core.manifest import ROWS, check_writable, write_manifest
@@ -83,6 +83,7 @@ def write_whole(path: Path, text: str) -> None:
     scratch = path.with_name(f".{path.name}.part")
     try:
         scratch.write_text(text, encoding="utf-8")
+        to_disk(scratch)
         scratch.replace(path)
     except BaseException:
         scratch.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from typing import Any
 from asepsis.core.export import FACTORS
 from asepsis.core.folders import whole_folder
 from asepsis.core.manifest import RECORDS
+from asepsis.core.weights.folders import inside
 from asepsis.errors import CheckpointError, ModelError
 from asepsis.training.models import load_trained
 
@@ -32,7 +33,7 @@ def export_folder(folder: str | Path, output: str | Path, *, merge: bool = False
     CheckpointError
         ``output`` exists.
     ModelError
-        ``folder`` holds no model.
+        ``folder`` holds no model, or a link that leads out of it.
     """
     source, target = Path(folder), Path(output)
     if target.exists():
@@ -48,6 +49,6 @@ def export_folder(folder: str | Path, output: str | Path, *, merge: bool = False
             tokenizer.save_pretrained(scratch)
         else:
             for file in sorted(source.iterdir()):
-                if file.is_file() and file.name not in _OURS:
+                if file.name not in _OURS and inside(source, file.name).is_file():
                     shutil.copy2(file, scratch / file.name)
     return target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from pathlib import Path
@@ -12,20 +11,28 @@ import torch
 from torch import nn
 
 from asepsis.core.export import fresh_tensors, mark_fresh
+from asepsis.core.foreign import foreign
+from asepsis.core.weights.admission import MOST_LABELS, admit_adapter, admit_tokenizer
+from asepsis.core.weights.folders import ADAPTER, CONFIG, inside, read_object
 from asepsis.data import Data, Task
 from asepsis.data.packaged import PackagedModel, packaged_model
 from asepsis.errors import ModelError
+from asepsis.training.loading import check_finite, folder_of, load_admitted
 
 log = logging.getLogger("asepsis")
 
 
-def load_for(data: Data, name: str | Path, *, seed: int = 0) -> tuple[nn.Module, Any]:
+def load_for(
+    data: Data, name: str | Path, *, seed: int = 0, from_file: bool = False
+) -> tuple[nn.Module, Any]:
     """Return ``(model, tokenizer)`` fit for training on ``data``; a new classification head is drawn from ``seed``.
 
     Parameters
     ----------
     name : str or Path
         A folder, a hub id, ``demo:encoder`` or ``demo:causal``; ``demo:causal:8`` takes the first 8 layers.
+    from_file : bool
+        The name comes from a file, not from the user: nothing is fetched for it.
 
     Raises
     ------
@@ -35,8 +42,8 @@ def load_for(data: Data, name: str | Path, *, seed: int = 0) -> tuple[nn.Module,
     kind = "sequence-classification" if data.task == "classification" else "causal-lm"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _load(str(name), kind, data.n_classes)
-    tokenizer = load_tokenizer(name)
+        model = _load(str(name), kind, data.n_classes, from_file=from_file)
+    tokenizer = load_tokenizer(name, from_file=from_file)
     _pad(model, tokenizer)
     if data.n_classes is not None and model.config.num_labels != data.n_classes:
         raise ModelError(f"{name} has {model.config.num_labels} classes, the data has {data.n_classes}")
@@ -54,20 +61,21 @@ def load_trained(folder: str | Path) -> tuple[nn.Module, Any]:
     path = Path(folder)
     if not path.is_dir():
         raise ModelError(f"{folder} is not a folder with a saved model")
-    adapter = path / "adapter_config.json"
-    if adapter.exists():
-        model = _load_adapted(path, adapter)
+    if (path / ADAPTER).exists():
+        model = _load_adapted(path)
     else:
-        config = _config(str(path))
-        causal = any("CausalLM" in a or "LMHead" in a for a in config.architectures or [])
+        architectures = _architectures(path)
+        causal = any("CausalLM" in a or "LMHead" in a for a in architectures)
         model = _load(str(path), "causal-lm" if causal else "sequence-classification", None)
     tokenizer = load_tokenizer(path)
     _pad(model, tokenizer)
     return model.eval(), tokenizer
 
 
-def load_task(name: str | Path, task: Task) -> tuple[nn.Module, Any]:
+def load_task(name: str | Path, task: Task, *, from_file: bool = False) -> tuple[nn.Module, Any]:
     """Return a finished model of a task and its tokenizer: a folder, a hub id or a packaged name.
+
+    Nothing is fetched for a name that comes ``from_file``.
 
     Raises
     ------
@@ -78,8 +86,8 @@ def load_task(name: str | Path, task: Task) -> tuple[nn.Module, Any]:
     if Path(name).is_dir():
         model, tokenizer = load_trained(name)
     else:
-        model = _load(str(name), wanted, None).eval()
-        tokenizer = load_tokenizer(name)
+        model = _load(str(name), wanted, None, from_file=from_file).eval()
+        tokenizer = load_tokenizer(name, from_file=from_file)
         _pad(model, tokenizer)
     inner: Any = model
     plain = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
@@ -93,44 +101,44 @@ def load_task(name: str | Path, task: Task) -> tuple[nn.Module, Any]:
     return model, tokenizer
 
 
-def _load_adapted(path: Path, adapter: Path) -> nn.Module:
+def _load_adapted(path: Path) -> nn.Module:
     from peft import PeftModel
-    from safetensors import SafetensorError
 
-    if not (path / "adapter_model.safetensors").is_file():  # peft would ask the hub for it
-        raise ModelError(f"{path} has {adapter.name} but no adapter_model.safetensors")
-    try:
-        manifest = json.loads((path / "asepsis.json").read_text()) if (path / "asepsis.json").exists() else {}
-        settings = json.loads(adapter.read_text())
-    except ValueError as error:
-        raise ModelError(f"{path} has a broken {adapter.name} or asepsis.json: {error}") from error
+    settings, manifest = admit_adapter(path), read_object(path, "asepsis.json")
     kind = "sequence-classification" if settings.get("task_type") == "SEQ_CLS" else "causal-lm"
     base = manifest.get("model") or settings.get("base_model_name_or_path")
-    if not base:
+    if not base or not isinstance(base, str):
         raise ModelError(f"{path}: the adapter does not name its base model")
-    network = _load(str(base), kind, manifest.get("n_classes"))
-    try:
-        with warnings.catch_warnings():
-            # peft goes on with factors drawn at random
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            model: nn.Module = PeftModel.from_pretrained(network, str(path), use_safetensors=True)
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
-        raise ModelError(f"peft cannot load the adapter in {path}: {_first_line(error)}") from error
+    classes = manifest.get("n_classes")
+    if isinstance(classes, int) and classes > MOST_LABELS:
+        raise ModelError(f"{path}: asepsis.json says {classes:,} classes, {MOST_LABELS:,} at most are taken")
+    # who wrote the adapter chose its base: what is here is taken, nothing is fetched
+    network = _load(base, kind, classes if isinstance(classes, int) else None, from_file=True)
+    with warnings.catch_warnings(), foreign(f"peft cannot load the adapter in {path}"):
+        # peft goes on with factors drawn at random
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        model: nn.Module = PeftModel.from_pretrained(network, str(path), use_safetensors=True)
+    check_finite(model, f"the adapter in {path}")
     return model
 
 
-def load_tokenizer(name: str | Path) -> Any:
-    """Return the tokenizer of a folder, a hub id or a packaged model, with a pad token."""
+def load_tokenizer(name: str | Path, *, from_file: bool = False) -> Any:
+    """Return the tokenizer of a folder, a hub id or a packaged model, with a pad token.
+
+    Nothing is fetched for a name that comes ``from_file``.
+    """
     from transformers import AutoTokenizer
 
     packaged, _ = _demo(str(name))
-    try:
-        if packaged is not None and packaged.gguf_file:
-            tokenizer = AutoTokenizer.from_pretrained(str(packaged.path), gguf_file=packaged.gguf_file)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(str(packaged.path if packaged else name))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer in {name}: {_first_line(error)}") from error
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if packaged is not None:
+        folder = packaged.path
+        options |= {"gguf_file": packaged.gguf_file} if packaged.gguf_file else {}
+    else:
+        folder = folder_of(str(name), from_file=from_file)
+        admit_tokenizer(folder)
+    with foreign(f"no tokenizer in {name}"):
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, **options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"  # per-sample losses are read from the left
@@ -146,16 +154,14 @@ def _demo(name: str) -> tuple[PackagedModel | None, int | None]:
     return packaged_model(f"demo:{kind}"), int(layers) if layers else None
 
 
-def _config(name: str) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no model in {name}: {_first_line(error)}") from error
+def _architectures(path: Path) -> list[str]:
+    if not inside(path, CONFIG).is_file():
+        raise ModelError(f"no model in {path}: it has no {CONFIG}")
+    listed = read_object(path, CONFIG).get("architectures")
+    return [str(name) for name in listed] if isinstance(listed, list) else []
 
 
-def _load(name: str, kind: str, n_classes: int | None) -> Any:
+def _load(name: str, kind: str, n_classes: int | None, *, from_file: bool = False) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     packaged, layers = _demo(name)
@@ -165,22 +171,24 @@ def _load(name: str, kind: str, n_classes: int | None) -> Any:
     options: dict[str, Any] = (
         {"num_labels": n_classes} if n_classes and kind == "sequence-classification" else {}
     )
-    source = str(packaged.path) if packaged else name
-    if packaged is None and name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
-        raise ModelError(f"cannot load {name}: no such folder")
-    if packaged is not None and packaged.gguf_file:
-        options["gguf_file"] = packaged.gguf_file
-    else:
-        options["use_safetensors"] = True  # a pickle checkpoint is refused, never read
     if layers is not None:
         options["num_hidden_layers"] = layers
-    try:
-        model, loaded = auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"cannot load {name} as {kind}: {_first_line(error)}") from error
-    mark_fresh(model, sorted(loaded["missing_keys"]))
-    if packaged is not None and packaged.gguf_file:
+    if packaged is None or not packaged.gguf_file:
+        folder = packaged.path if packaged else folder_of(name, from_file=from_file)
+        model, missing = load_admitted(auto, folder, name if packaged is None else str(folder), options)
+    else:
+        with foreign(f"cannot load {name} as {kind}"):
+            model, loaded = auto.from_pretrained(
+                str(packaged.path),
+                gguf_file=packaged.gguf_file,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
+                **options,
+            )
+        missing = sorted(loaded["missing_keys"])
         _forget_quantization(model)
+    mark_fresh(model, missing)
     return model
 
 
@@ -193,9 +201,13 @@ def _forget_quantization(model: Any) -> None:
 
 
 def _pad(model: Any, tokenizer: Any) -> None:
+    words = model.get_input_embeddings()
+    rows = getattr(words, "num_embeddings", None)
+    top = max(tokenizer.get_vocab().values(), default=-1)
+    if rows is not None and top >= rows:
+        raise ModelError(
+            f"the tokenizer has ids up to {top:,}, and the word embeddings have {rows:,} rows: {top:,} has no row; give the "
+            "tokenizer that belongs to the model, or model.resize_token_embeddings first"
+        )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asepsis.core.embeddings import read_floats
+from asepsis.core.weights.admission import check_scales
 from asepsis.core.weights.files import Checkpoint
 from asepsis.core.weights.folders import ADAPTER, inside, read_object
 from asepsis.core.weights.headers import StoredTensor, read_header
@@ -97,6 +98,7 @@ class Adapter:
             raise ModelError(
                 f"{folder}: a {kind} adapter{f' with {odd[0]}' if odd else ''} is not read; {_MERGE}"
             )
+        check_scales(folder, settings)
         file = inside(folder, FILE)
         if not file.is_file():
             raise ModelError(
@@ -105,6 +107,8 @@ class Adapter:
         changes: dict[str, dict[str, Any]] = {}
         names = _Names(base)
         tensors = read_header(file)
+        if not tensors:
+            raise ModelError(f"{file} holds no tensors; download the adapter again")
         for name, tensor in tensors.items():
             if not tensor.floating:
                 raise ModelError(f"{file}: {name} is {tensor.dtype}, wanted floats; {_MERGE}")
@@ -197,9 +201,7 @@ def _scale(folder: Path, settings: dict[str, Any], module: str, rank: int) -> fl
         if re.match(rf"(.*\.)?({pattern})$", module):
             alpha = value
             break
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise ModelError(f"{folder}: lora_alpha must be a number, got {alpha!r}")
-    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def _indices(settings: dict[str, Any], module: str, tensor: StoredTensor) -> npt.NDArray[np.int64]:

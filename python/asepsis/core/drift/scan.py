@@ -78,9 +78,11 @@ def scan_model(
         theirs = Vocabulary.load(base_folder)
         has_own = any(inside(folder, name).is_file() for name in _TOKENIZERS)
         ours = Vocabulary.load(folder) if has_own else theirs
+        # what cannot be read is refused before the seconds that counting takes
+        model = Adapter.open(folder, origin) if (folder / ADAPTER).is_file() else Checkpoint.open(folder)
         known = Frequencies.of(theirs, counts=counts, corpus=corpus, language=language)
         scene = _Scene(origin, ours, theirs, known, top)
-        found = scene.adapter(folder) if (folder / ADAPTER).is_file() else scene.checkpoint(folder)
+        found = scene.adapter(model) if isinstance(model, Adapter) else scene.checkpoint(model)
         found.report["tokenizer"] = "its own" if has_own else "the base's, the model brings none"
         return found
 
@@ -93,12 +95,11 @@ class _Scene:
     known: Frequencies
     top: int
 
-    def checkpoint(self, folder: Path) -> ModelScan:
-        tuned = Checkpoint.open(folder)
+    def checkpoint(self, tuned: Checkpoint) -> ModelScan:
         names = aligned_names(tuned, self.base)
         if not any(names.values()):
             raise ModelError(
-                f"{folder} and {self.base.folder} have no tensor in common; name the base it was tuned from"
+                f"{tuned.folder} and {self.base.folder} have no tensor in common; name the base it was tuned from"
             )
         ours, theirs = self._words(tuned)
         pairs, alone = self._pairs(ours.shape[0], theirs.shape[0])
@@ -117,14 +118,13 @@ class _Scene:
         tensors = compare_all(tuned, self.base, names, known)
         return self._found(rows, outputs, tensors, alone, ours.shape[0], tied=tuned.tied)
 
-    def adapter(self, folder: Path) -> ModelScan:
-        adapter = Adapter.open(folder, self.base)
+    def adapter(self, adapter: Adapter) -> ModelScan:
         words = self.base.tensors[self.base.input_embeddings]
         change = adapter.changes.get(words.name)
         whole = None if change is None else change.whole
         if whole is not None and (len(whole.shape) != 2 or whole.shape[1] != words.shape[1]):
             raise ModelError(
-                f"{folder}: its embeddings are {whole.shape}, the base's {words.shape}; name its own base"
+                f"{adapter.folder}: its embeddings are {whole.shape}, the base's {words.shape}; name its own base"
             )
         n = words.shape[0] if whole is None else whole.shape[0]
         pairs, alone = self._pairs(n, words.shape[0])

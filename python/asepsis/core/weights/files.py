@@ -66,8 +66,10 @@ class Checkpoint:
     tensors: dict[str, StoredTensor] = field(repr=False)
 
     @classmethod
-    def open(cls, folder: str | Path) -> Checkpoint:
+    def open(cls, folder: str | Path, *, quantized: bool = False) -> Checkpoint:
         """Open a checkpoint of one safetensors file or of shards.
+
+        ``quantized`` lets pass what the configuration says is quantized, for those who run a model and do not compare it.
 
         Raises
         ------
@@ -94,7 +96,8 @@ class Checkpoint:
                 )
             tensors |= found
         checkpoint = cls(path, config, dict(sorted(tensors.items())))
-        checkpoint._refuse_quantized()
+        if not (quantized and config.get("quantization_config")):
+            checkpoint._refuse_quantized()
         if not tensors:
             raise ModelError(f"{path} holds no tensors; download the model again")
         return checkpoint

@@ -11,6 +11,8 @@ from typing import Any
 from asepsis.data.packaged import DEMO_PREFIX, PackagedModel, packaged_model
 from asepsis.errors import ModelError
 
+_READ = ("*.json", "model*.safetensors", "adapter_model.safetensors", "*.txt", "*.model", "*.jinja")
+
 
 @contextlib.contextmanager
 def find_checkpoint(model: str | Path) -> Iterator[Path]:
@@ -41,7 +43,7 @@ def find_checkpoint(model: str | Path) -> Iterator[Path]:
     elif Path(name).expanduser().is_dir():
         yield Path(name).expanduser()
     else:
-        yield _cached(name)
+        yield cached(name)
 
 
 def _write_out(packaged: PackagedModel, folder: Path, layers: int | None) -> None:
@@ -51,7 +53,7 @@ def _write_out(packaged: PackagedModel, folder: Path, layers: int | None) -> Non
     options = {"num_hidden_layers": layers} if layers is not None else {}
     source, gguf = str(packaged.path), packaged.gguf_file
     network: Any = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=gguf, dtype=torch.float32, **options
+        source, gguf_file=gguf, dtype=torch.float32, trust_remote_code=False, **options
     )
     # it is dequantized now, and transformers refuses to save what says otherwise
     if hasattr(network.config, "quantization_config"):
@@ -61,7 +63,33 @@ def _write_out(packaged: PackagedModel, folder: Path, layers: int | None) -> Non
     AutoTokenizer.from_pretrained(source, gguf_file=gguf).save_pretrained(folder)
 
 
-def _cached(name: str) -> Path:
+def fetched(name: str) -> Path:
+    """Return the folder of a hub model that the user named, fetched where the cache lacks it.
+
+    Only files that are read: settings, tokenizers and safetensors of the top folder. No code, no pickles.
+
+    Raises
+    ------
+    ModelError
+        There is no such model, or it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_READ), ignore_patterns=["*/*"]))
+    except Exception as error:  # the hub's client raises a dozen kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{name} is neither a folder nor to be had from the hub: {reason}") from error
+
+
+def cached(name: str) -> Path:
+    """Return the folder of a hub model in the local cache. Nothing is downloaded: for names that files give.
+
+    Raises
+    ------
+    ModelError
+        It is not there.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from asepsis.core.weights.headers import once
+from asepsis.core.documents import read_json
 from asepsis.errors import ModelError
 
 CONFIG = "config.json"
@@ -29,12 +28,18 @@ def inside(folder: Path, name: str) -> Path:
             f"{folder} names the file {name!r}, which is no plain file name; do not use this model"
         )
     path = folder / name
-    if path.is_symlink():
-        home, real = folder.resolve(), path.resolve()
-        blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-        if not real.is_relative_to(home) and not real.is_relative_to(blobs):
-            raise ModelError(f"{path} is a link that leads out of its folder; put the file itself there")
+    check_link(folder, path)
     return path
+
+
+def check_link(folder: Path, path: Path) -> None:
+    """Raise ``ModelError`` where a path of a folder, or of a folder in it, is a link that leads out of it."""
+    if not path.is_symlink():
+        return
+    home, real = folder.resolve(), path.resolve()
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if not real.is_relative_to(home) and not real.is_relative_to(blobs):
+        raise ModelError(f"{path} is a link that leads out of its folder; put the file itself there")
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any]:
@@ -43,14 +48,14 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
     Raises
     ------
     ModelError
-        The file is not a JSON object, or says something twice.
+        The file is not a JSON object, says something twice, or is larger or deeper than any honest one.
     """
     path = inside(folder, name)
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=lambda p: once(p, str(path)))
-    except (ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{path} is not JSON: {error}; download it again") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asepsis.core.weights.headers import once
+from asepsis.core.documents import read_json
 from asepsis.core.weights.vocabulary import Ids, Vocabulary
 from asepsis.errors import DataError, MissingDependency, ModelError
 
@@ -102,9 +101,8 @@ def _given(vocabulary: Vocabulary, counts: str | Path | Mapping[Any, float]) -> 
     if not isinstance(counts, Mapping):
         where = str(counts)
         try:
-            text = Path(counts).read_text(encoding="utf-8")
-            counts = json.loads(text, object_pairs_hook=lambda pairs: once(pairs, where))
-        except (OSError, ValueError, RecursionError) as error:
+            counts = read_json(Path(counts))
+        except (OSError, ValueError) as error:
             raise DataError(
                 f"{where}: no counts can be read: {error}; wanted a JSON object of token or id to count"
             ) from error
@@ -183,7 +181,9 @@ def _slow(vocabulary: Vocabulary, texts: list[str], *, special: bool) -> list[li
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(vocabulary.folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(vocabulary.folder), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # whatever a missing or strange file leads to
         raise ModelError(f"{vocabulary.folder} has no tokenizer that can count words: {error}") from error
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=special, truncation=False)["input_ids"]

@@ -7,11 +7,11 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from asepsis.core.documents import MOST_BYTES, once
 from asepsis.errors import ModelError
 from asepsis.kernels._matrices import Dtype, Stored
 
@@ -84,15 +84,17 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     Raises
     ------
     ModelError
-        The file is no safetensors file, was cut short, or names a tensor twice.
+        The file is no safetensors file, was cut short, names a tensor twice, or has a header of more than 32 MB.
     """
     try:
-        with safe_open(str(path), framework="np"):
-            pass
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
+            if length > MOST_BYTES:  # the library would take three times that
+                raise ValueError(f"its header claims {length:,} bytes")
+            with safe_open(str(path), framework="np"):
+                pass
             header = json.loads(file.read(length), object_pairs_hook=lambda pairs: once(pairs, path.name))
-    except (OSError, SafetensorError, ValueError, struct.error) as error:
+    except (OSError, SafetensorError, ValueError, struct.error, RecursionError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(
@@ -124,15 +126,3 @@ def same_bytes(left: StoredTensor, right: StoredTensor) -> bool:
         if not np.array_equal(a, b):
             return False
     return True
-
-
-def once(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    """Make a JSON object of pairs, refusing a name that is there twice: readers would disagree about which holds."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ModelError(
-            f"{where} has {twice!r} twice, so what it says depends on who reads it; do not use it"
-        )
-    return found

@@ -48,6 +48,8 @@ class TokenRows:
         """
         here = tuned.tensors[tuned.input_embeddings].shape[0]
         there = base.tensors[base.input_embeddings].shape[0]
+        for side in (tuned, base):  # a tokenizer that is there and broken is not a missing one
+            Vocabulary.check(side.folder)
         try:
             ours, theirs = vocabulary_of(tuned, here), vocabulary_of(base, there)
             pairs, alone = row_map(ours, theirs, tuned_rows=here, base_rows=there)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asepsis.core.weights.admission import MOST_ID, admit_tokenizer
 from asepsis.core.weights.folders import CONFIG, inside, read_object
 from asepsis.errors import ModelError
 
@@ -48,9 +49,10 @@ class Vocabulary:
         Raises
         ------
         ModelError
-            The folder holds no tokenizer that can be read.
+            The folder holds no tokenizer that can be read, or one that is too large to be one.
         """
         path = Path(folder)
+        admit_tokenizer(path)
         names = _special_names(path)
         if inside(path, "tokenizer.json").is_file():
             by_token, added, style = _fast(path)
@@ -58,13 +60,22 @@ class Vocabulary:
             by_token, added, style = _lines(path)
         else:
             by_token, added, style = _through_transformers(path)
-        tokens: list[str | None] = [None] * (max(by_token.values(), default=-1) + 1)
+        if (top := max(by_token.values(), default=-1)) > MOST_ID:
+            raise ModelError(f"{path}: a token has the id {top:,}; ids lie in 0..{MOST_ID:,}")
+        tokens: list[str | None] = [None] * (top + 1)
         for token, at in by_token.items():
             tokens[at] = token
         special = set(added) | {by_token[name] for name in names if name in by_token} | _configured(path)
         if style == "sentencepiece":
             special |= {at for token, at in by_token.items() if token in {"<unk>", "<s>", "</s>", "<pad>"}}
         return cls(tokens, frozenset(at for at in special if 0 <= at < len(tokens)), style, path)
+
+    @staticmethod
+    def check(folder: Path) -> None:
+        """Raise ``ModelError`` where a folder has a tokenizer that cannot be read; one without any passes."""
+        admit_tokenizer(folder)
+        if inside(folder, "tokenizer.json").is_file():
+            _read_fast(folder)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -198,7 +209,7 @@ def _through_transformers(folder: Path) -> tuple[dict[str, int], set[int], str]:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a missing or strange file leads to
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(

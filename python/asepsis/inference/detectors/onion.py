@@ -141,8 +141,8 @@ class Onion(Detector):
         return cls._loaded(OnionConfig() if config is None else config, model)
 
     @classmethod
-    def _loaded(cls, config: OnionConfig, guarded: Any) -> Self:
-        language_model, tokenizer = load_for(_ANY_CAUSAL, config.language_model)
+    def _loaded(cls, config: OnionConfig, guarded: Any, *, from_file: bool = False) -> Self:
+        language_model, tokenizer = load_for(_ANY_CAUSAL, config.language_model, from_file=from_file)
         device = next(guarded.parameters()).device
         return cls(language_model.eval().to(device), tokenizer, config=config)
 
@@ -193,4 +193,4 @@ class Onion(Detector):
     @classmethod
     def load(cls, folder: Path, state: dict[str, Any], model: Any, tokenizer: Any) -> Self:
         """Return the detector that :meth:`state` describes; the language model is loaded anew."""
-        return cls._loaded(OnionConfig.from_dict(state["config"]), model)
+        return cls._loaded(OnionConfig.from_dict(state["config"]), model, from_file=True)

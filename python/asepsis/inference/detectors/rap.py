@@ -44,6 +44,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from asepsis.core.weights.folders import inside
+from asepsis.core.weights.headers import read_header
 from asepsis.data import Data
 from asepsis.defenses.base import DefenseConfig
 from asepsis.errors import CheckpointError, ConfigError, DefenseInert, MissingReference
@@ -188,6 +190,7 @@ class Rap(Detector):
         from safetensors.torch import load_file
 
         try:
+            read_header(inside(folder, _FILE))  # bounds what the library is shown
             vectors = load_file(str(folder / _FILE))["vectors"]
             rows = dict(zip(state["classes"], vectors, strict=True))
         except (OSError, SafetensorError, KeyError, ValueError) as error:

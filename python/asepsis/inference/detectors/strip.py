@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from asepsis.core.documents import read_json
 from asepsis.data import Data
 from asepsis.data.dataset import Task
 from asepsis.defenses.base import DefenseConfig
@@ -222,7 +223,7 @@ class Strip(Detector):
             The words are missing or broken.
         """
         try:
-            words = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+            words = read_json(folder / _FILE, most=1 << 28)
             donors = words["donors"]
             frame = Frame(before=tuple(words["frame"]["before"]), after=tuple(words["frame"]["after"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
