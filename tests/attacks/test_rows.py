@@ -108,9 +108,9 @@ def test_code_scanning_gets_plain_text(name):
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_tokens_and_tensors_are_shown_by_their_codes(name):
-    from asepsis.evaluation.report.rows import shown
+    from asepsis.evaluation.report.sections import token_of
 
-    told = shown(SHOWN[name])
+    told = token_of(SHOWN[name])
     check_inert(told, lines=False)
     assert len(told) <= 61
 
