@@ -158,6 +158,10 @@ def test_what_is_wrong_is_told_before_the_work(place: Path, trained: Path, tmp_p
     scan = ["scan", "data", str(place / "rows.jsonl"), "--model", "/no/model"]
     assert main([*scan, "--output", str(place / "model")]) == 2
     assert "name another folder" in capsys.readouterr().err
+    before = sorted(path.name for path in trained.iterdir())
+    assert main([*scan, "--output", str(trained)]) == 2
+    assert "would be replaced" in capsys.readouterr().err
+    assert sorted(path.name for path in trained.iterdir()) == before
     assert main(["report", str(place / "model")]) == 2
     assert "was not written by asepsis" in capsys.readouterr().err
     assert main(["report", str(trained), "--html", str(tmp_path / "no" / "r.html")]) == 2
@@ -182,3 +186,31 @@ def test_a_demo_is_not_written_over_something_else(tmp_path: Path, capsys) -> No
     (tmp_path / "thesis.tex").write_text("mine")
     assert main(["demo", "--output", str(tmp_path)]) == 2
     assert "holds no demo" in capsys.readouterr().err
+
+
+@pytest.mark.demo
+def test_the_demo_writes_a_folder_that_is_whole_and_is_reported_again(
+    place: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    from asepsis import AblConfig, Settings
+    from asepsis.cli import demo
+    from asepsis.evaluation import harness
+
+    real, out, page = harness.run_case, tmp_path / "demo", tmp_path / "r.html"
+
+    def small(case, defenses, *, model, settings, **rest):
+        quick = Settings(max_steps=3, max_length=16, batch_size=8, device="cpu")
+        chosen = [AblConfig(snapshots=(2, 4), grow_steps=2, drop_ratio=0.1)]
+        return real(case, chosen, model=str(place / "model"), settings=quick, **rest)
+
+    monkeypatch.setattr(harness, "run_case", small)
+    monkeypatch.setattr(demo, "_TRAIN_ROWS", 60)
+    monkeypatch.setattr(demo, "_TEST_ROWS", 20)
+    for _ in range(2):  # an earlier demo is replaced
+        assert main(["demo", "--output", str(out)]) == 0
+    content = json.loads((out / "demo.json").read_text())
+    assert [row["defense"] for row in content["rows"]] == ["none", "clean-only", "abl"]
+    assert main(["verify", str(out)]) == 0
+    assert main(["report", str(out), "--html", str(page)]) == 0
+    assert page.read_text() == (out / "report.html").read_text()
+    assert "Undefended, the trigger works on" in page.read_text() and "ROC curve" in page.read_text()

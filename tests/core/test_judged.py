@@ -81,6 +81,7 @@ GOOD = {"sample_id": 0, "suspicion": 0.5, "flagged": True, "isolated": False}
         json.dumps(GOOD | {"text": "t", "label": "x"}),
         json.dumps(GOOD | {"text": "t", "response": 1}),
         json.dumps(GOOD | {"sample_id": None}),
+        json.dumps(GOOD | {"sample_id": 10**30}),
         "[" * 100_000,
     ],
 )

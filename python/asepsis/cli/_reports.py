@@ -19,12 +19,11 @@ def check_reports(
     output: Path | None, *, html: Path | None, sarif: Path | None = None, markdown: Path | None = None
 ) -> None:
     """Raise before the work where a file could not be written, a folder not be replaced, or a page not be drawn."""
-    from asepsis.core.manifest import check_writable
-    from asepsis.evaluation.report import require_matplotlib
+    from asepsis.evaluation.report import check_found, require_matplotlib
 
     check_folders(html, sarif, markdown)
     if output is not None:
-        check_writable(output)
+        check_found(output)
     if html is not None:
         require_matplotlib()
 

@@ -41,16 +41,15 @@ def guard_check(
 ) -> ExitCode:
     """Say which rows of a file look triggered."""
     from asepsis.cli._outputs import check_folders
-    from asepsis.core.manifest import check_writable
     from asepsis.data.visible import visible
     from asepsis.errors import NoRows
-    from asepsis.evaluation.report import save_check
+    from asepsis.evaluation.report import check_found, save_check
     from asepsis.inference.guard import Guard
     from asepsis.training.checkpoint import write_whole
 
     check_folders(json_output)
     if output is not None:
-        check_writable(output)
+        check_found(output)
     loaded = Guard.load(guard, model)
     try:
         rows = _rows(data, text_column, loaded.manifest)

@@ -1,15 +1,15 @@
 """``asepsis_evidence.safetensors``: the arrays a report draws, kept beside what a run made.
 
-=================  ========  ========  =====================================================================
-name               dtype     shape     what
-=================  ========  ========  =====================================================================
-``loss.steps``     int64     [T]       optimizer steps of the snapshots, increasing
-``loss.values``    float32   [T, N]    loss of every row at each of them, in nats; NaN where there is none
-``token.id``       int64     [M]       tokens whose word embeddings moved
-``token.drift``    float32   [M]       how far, in the units of the embeddings
-``token.frequency``  float32  [M]      how often each is expected in ten million tokens of clean text
-``row.poisoned``   bool      [N]       the answer key, where an evaluation had one
-=================  ========  ========  =====================================================================
+===================  =======  ======  ===================================================================
+name                 dtype    shape   what
+===================  =======  ======  ===================================================================
+``loss.steps``       int64    [T]     optimizer steps of the snapshots, increasing
+``loss.values``      float32  [T, N]  loss of every row at each of them, in nats; NaN where there is none
+``token.id``         int64    [M]     tokens whose word embeddings moved
+``token.drift``      float32  [M]     how far, in the units of the embeddings
+``token.frequency``  float32  [M]     how often each is expected in ten million tokens of clean text
+``row.poisoned``     bool     [N]     the answer key, where an evaluation had one
+===================  =======  ======  ===================================================================
 
 A run keeps what it has; names that are missing were not recorded. Tokens go by id: their names stand in the manifest.
 """

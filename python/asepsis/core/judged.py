@@ -96,7 +96,7 @@ def read_judged(path: Path) -> Judged:
                     listed.append(_listed(at, entry))
                 rows.append(
                     (
-                        int(entry["sample_id"]),
+                        int(np.int64(entry["sample_id"])),
                         None if score is None else float(score),
                         entry["flagged"] is True,
                         entry["isolated"] is True,

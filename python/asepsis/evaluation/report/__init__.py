@@ -12,12 +12,20 @@ from asepsis.evaluation.report.html import to_html
 from asepsis.evaluation.report.kinds import report_of
 from asepsis.evaluation.report.markdown import to_markdown
 from asepsis.evaluation.report.sarif import to_sarif
-from asepsis.evaluation.report.saved import check_demo, save_check, save_demo, save_model_scan, save_scan
+from asepsis.evaluation.report.saved import (
+    check_demo,
+    check_found,
+    save_check,
+    save_demo,
+    save_model_scan,
+    save_scan,
+)
 from asepsis.evaluation.report.svg import require_matplotlib
 
 __all__ = [
     "Report",
     "check_demo",
+    "check_found",
     "report_of",
     "require_matplotlib",
     "save_check",

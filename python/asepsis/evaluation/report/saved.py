@@ -13,13 +13,23 @@ from asepsis.core.drift import ModelScan
 from asepsis.core.evidence import EVIDENCE, Arrays, moved_tokens, write_evidence
 from asepsis.core.folders import whole_folder
 from asepsis.core.judged import write_judged
-from asepsis.core.manifest import FORMAT, MANIFEST, ROWS, check_writable, write_manifest
+from asepsis.core.manifest import (
+    FORMAT,
+    MANIFEST,
+    ROWS,
+    check_writable,
+    read_manifest,
+    write_manifest,
+)
+from asepsis.errors import CheckpointError
 from asepsis.evaluation.report.folder import DEMO
 from asepsis.evaluation.report.html import to_html
 from asepsis.evaluation.report.kinds import report_of
 from asepsis.inference.report import Checked
 from asepsis.training import Run
 from asepsis.training.scan import Scan
+
+_FOUND = ("scan data", "scan model", "guard check")
 
 
 def save_scan(
@@ -31,7 +41,7 @@ def save_scan(
 ) -> Path:
     """Write a data scan as a folder, which appears whole or not at all; ``metrics`` and ``poisoned`` come from a key."""
     target = Path(folder)
-    check_writable(target)
+    check_found(target)
     found = {
         "method": scan.method,
         "verdict": scan.verdict,
@@ -51,7 +61,7 @@ def save_scan(
 def save_check(folder: str | Path, found: Checked) -> Path:
     """Write what a guard found as a folder, which appears whole or not at all."""
     target = Path(folder)
-    check_writable(target)
+    check_found(target)
     content = {name: value for name, value in found.to_dict().items() if name not in ("rows", "manifest")}
     with whole_folder(target) as scratch:
         write_judged(scratch / ROWS, found.data, suspicion=found.suspicion, flagged=found.flagged)
@@ -73,7 +83,7 @@ def save_model_scan(
         Of the packages that took part.
     """
     target = Path(folder)
-    check_writable(target)
+    check_found(target)
     drift = scan.scores["drift"]
     ids = np.flatnonzero(scan.eligible & np.isfinite(drift) & (drift > 0))
     arrays = (
@@ -91,6 +101,15 @@ def save_model_scan(
     with whole_folder(target) as scratch:
         _finish(scratch, arrays, manifest)
     return target
+
+
+def check_found(folder: Path) -> None:
+    """Raise ``CheckpointError`` where a folder holds something else than an earlier scan or check: it would be replaced."""
+    check_writable(folder)
+    if (folder / MANIFEST).exists() and read_manifest(folder).get("kind") not in _FOUND:
+        raise CheckpointError(
+            f"{folder} holds a model or something else that is no scan, and would be replaced; name another folder"
+        )
 
 
 def check_demo(folder: Path) -> None:
