@@ -106,9 +106,7 @@ def load_bytes(folder, data: bytes) -> LossLedger | None:
         return None
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_changed_bytes_are_refused_or_change_nothing(saved, data):
+def changed_bytes(saved, data) -> None:
     content = bytearray(saved.read_bytes())
     header = 8 + struct.unpack("<Q", content[:8])[0]
     places = st.one_of(st.integers(0, header - 1), st.integers(0, len(content) - 1))
@@ -117,6 +115,20 @@ def test_changed_bytes_are_refused_or_change_nothing(saved, data):
     ledger = load_bytes(saved.parent, bytes(content))
     if ledger is not None:
         same(ledger, LossLedger.load(saved))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_changed_bytes_are_refused_or_change_nothing(saved, data):
+    changed_bytes(saved, data)
+
+
+# the two slow tests stand in for a fuzzer
+@pytest.mark.slow
+@settings(max_examples=20_000, deadline=None)
+@given(st.data())
+def test_changed_bytes_are_refused_or_change_nothing_many_times(saved, data):
+    changed_bytes(saved, data)
 
 
 @settings(max_examples=60, deadline=None)
@@ -140,12 +152,26 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
-@given(JSON, st.binary(max_size=64), st.one_of(st.none(), st.integers(0, 2**64 - 1)))
-def test_headers_that_lie_are_refused(tmp_path_factory, header, rest, length):
+LIES = given(JSON, st.binary(max_size=64), st.one_of(st.none(), st.integers(0, 2**64 - 1)))
+
+
+def lying_header(folder, header, rest, length) -> None:
     text = json.dumps(header).encode()
     data = struct.pack("<Q", len(text) if length is None else length) + text + rest
-    assert load_bytes(tmp_path_factory.getbasetemp(), data) is None
+    assert load_bytes(folder, data) is None
+
+
+@settings(max_examples=200, deadline=None)
+@LIES
+def test_headers_that_lie_are_refused(tmp_path_factory, header, rest, length):
+    lying_header(tmp_path_factory.getbasetemp(), header, rest, length)
+
+
+@pytest.mark.slow
+@settings(max_examples=20_000, deadline=None)
+@LIES
+def test_headers_that_lie_are_refused_many_times(tmp_path_factory, header, rest, length):
+    lying_header(tmp_path_factory.getbasetemp(), header, rest, length)
 
 
 def parts(path):
