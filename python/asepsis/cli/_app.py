@@ -72,6 +72,8 @@ def run(argv: Sequence[str], verbs: Table = VERBS) -> int:
     with translate(debug=debug) as outcome:
         command = typer.main.get_command(build(words, verbs))
         answer = command.main(args=words or ["--help"], prog_name="asepsis", standalone_mode=False)
+        if answer == ExitCode.INTERRUPTED:
+            raise KeyboardInterrupt  # typer makes a number of it and says nothing
         outcome.code = answer if isinstance(answer, int) else ExitCode.OK
     # an empty variable in a script must not look like success
     return int(outcome.code if words else ExitCode.USAGE)

@@ -43,7 +43,7 @@ class LossLedger:
 
     Samples are named by position, ``0..n-1``. Losses collect in an open column until :meth:`end_epoch` closes
     it; all else reads closed columns only. Memory is 4.125 bytes per sample and epoch, and 20 bytes per
-    sample besides.
+    sample besides; 28 more while :meth:`end_epoch` ranks.
 
     Parameters
     ----------

@@ -37,6 +37,8 @@ def read(
     """Read rows from a file, a data set or a list into :class:`Data`.
 
     Only the columns named here enter the result: whatever else a row carries, an answer key included, is left behind.
+    Memory is that of the characters of the texts, and at most 160 bytes a row besides; a JSON array (``.json``) is parsed
+    whole.
 
     Parameters
     ----------

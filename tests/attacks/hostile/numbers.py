@@ -29,6 +29,12 @@ def _filled(name: str, value: float) -> Callable[[Any], None]:
     return edit
 
 
+def _half(network: Any) -> None:
+    """Make it 16-bit floats, the largest of which is 65,504, with logits beyond."""
+    network.get_parameter("classifier.weight").data.fill_(3e4)
+    network.half()
+
+
 def _rows(
     edit: Callable[[int, str, int], tuple[str, int]], n: int = 48, n_classes: int = 2
 ) -> Callable[[], Data]:
@@ -49,6 +55,7 @@ NUMBERS: dict[str, Odd] = {
     "a weight that is infinite": Odd(network=_filled("classifier.bias", float("inf")), fails=True),
     "logits beyond what a float holds": Odd(network=_filled("classifier.weight", 3e38), fails=True),
     "logits at 16-bit floats' end": Odd(network=_filled("classifier.bias", 65504.0)),
+    "16-bit floats that overflow": Odd(network=_half, fails=True),
     "no gradient below the head": Odd(network=_filled("classifier.weight", 0.0)),
     "no decay and no clipping": Odd(settings={"max_grad_norm": 0.0}),
     "an empty class": Odd(rows=_rows(lambda i, t, y: (t, y), n_classes=3)),

@@ -173,9 +173,7 @@ def filled(value: float):
 
 
 _ODD = "not finite|NaN or infinite"
-_UNLIKE = (
-    "cannot load|do not fit|cannot tell|width|is .*, wanted|is empty|shape|quantized|no tensor in common"
-)
+_UNLIKE = "cannot load|do not fit|cannot tell|width|is .*, wanted|is empty|shape|quantized|no tensor in common|word embeddings are"
 valued("a NaN in a layer", _ODD)(filled(math.nan))
 valued("an infinity in a layer", _ODD)(filled(math.inf))
 valued("a NaN in the embeddings", _ODD, tensor=WORDS)(filled(math.nan))

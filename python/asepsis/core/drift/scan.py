@@ -79,10 +79,10 @@ def scan_model(
         has_own = any(inside(folder, name).is_file() for name in _TOKENIZERS)
         ours = Vocabulary.load(folder) if has_own else theirs
         # what cannot be read is refused before the seconds that counting takes
-        model = Adapter.open(folder, origin) if (folder / ADAPTER).is_file() else Checkpoint.open(folder)
+        opened = Adapter.open(folder, origin) if (folder / ADAPTER).is_file() else Checkpoint.open(folder)
         known = Frequencies.of(theirs, counts=counts, corpus=corpus, language=language)
         scene = _Scene(origin, ours, theirs, known, top)
-        found = scene.adapter(model) if isinstance(model, Adapter) else scene.checkpoint(model)
+        found = scene.adapter(opened) if isinstance(opened, Adapter) else scene.checkpoint(opened)
         found.report["tokenizer"] = "its own" if has_own else "the base's, the model brings none"
         return found
 
@@ -135,6 +135,8 @@ class _Scene:
 
     def _words(self, tuned: Checkpoint) -> tuple[StoredTensor, StoredTensor]:
         ours, theirs = tuned.tensors[tuned.input_embeddings], self.base.tensors[self.base.input_embeddings]
+        if ours.count == 0:
+            raise ModelError(f"{tuned.folder}: {ours.name} is empty, {ours.shape}; download the model again")
         if ours.shape[1] != theirs.shape[1]:
             raise ModelError(
                 f"{tuned.folder} has embeddings of width {ours.shape[1]}, {self.base.folder} of {theirs.shape[1]}; "
@@ -208,7 +210,6 @@ class _Scene:
             report=report,
             scores={name: _spread(values, rows.ids, size) for name, values in rows.scores.items()},
             eligible=_spread(rows.eligible.astype(np.float64), rows.ids, size) == 1,
-            frequency=None if rows.frequency is None else _spread(rows.frequency, rows.ids, size),
         )
 
     def _reference_ids(self, rows: Rows) -> Ids:

@@ -274,6 +274,10 @@ def _nested(pattern: str) -> bool:
 
 def _check_ranks(folder: Path, settings: dict[str, Any], tensors: dict[str, StoredTensor]) -> None:
     """Refuse sizes that nothing stored has: peft makes room for them before it looks at the file."""
+    if odd := [t for t in tensors.values() if ".lora_" in t.name and not t.floating]:
+        raise ModelError(
+            f"{folder}: {odd[0].name} is {odd[0].dtype}, wanted floats; download the adapter again"
+        )
     longest = max((max(t.shape, default=1) for t in tensors.values()), default=1)
     ranks = settings.get("rank_pattern")
     named = [("r", settings.get("r")), *(ranks.items() if isinstance(ranks, dict) else ())]
