@@ -29,7 +29,10 @@ def report(
         Path | None, typer.Option(help="Answer key of the rows judged: adds the ROC curve.")
     ] = None,
 ) -> None:
-    """Make a page, Markdown or SARIF of an output folder. Without an output the Markdown is printed."""
+    """Make a page, Markdown or SARIF of an output folder.
+
+    Without an output the Markdown is printed.
+    """
     from asepsis.cli._reports import check_reports, write_reports
     from asepsis.evaluation.report import report_of, to_markdown
 
