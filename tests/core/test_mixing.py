@@ -277,7 +277,7 @@ def test_a_disk_that_fails_half_way_leaves_nothing(pair, tmp_path, monkeypatch):
 
     monkeypatch.setattr(mixing, "mix", fail)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(CheckpointError, match="no space"):
         mix_checkpoints(*pair, tmp_path / "out", reserve_ratio=0.5)
     assert sorted(tmp_path.iterdir()) == before
 

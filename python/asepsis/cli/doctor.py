@@ -168,6 +168,7 @@ def _kernels() -> Report:
         segments, held = kernels.Segments.of([2], device), np.zeros(8, np.uint8)
         return {
             "bottom_k": lambda backend: kernels.bottom_k(x[0], 1, backend=backend),
+            "column_medians": lambda backend: kernels.column_medians(x, x, backend=backend),
             "gradient_alignment": lambda backend: kernels.gradient_alignment(
                 x[0].clone(), x[1], segments, backend=backend
             ),
