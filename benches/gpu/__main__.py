@@ -88,7 +88,7 @@ def measure(chosen: list[Bench], args: argparse.Namespace) -> int:
         machine.write(path, {"machine": about, "bench": bench.name, **result})
         print(f"-> {path}", flush=True)
         results[bench.name] = result
-        calibrated = calibration.write(list(results.values()), about, args.output)
+        calibrated = calibration.write(results, about, args.output)
         if calibrated is not None:
             print(f"-> {calibrated}", flush=True)
         if result["not_reached"]:

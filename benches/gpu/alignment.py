@@ -175,7 +175,7 @@ def milliseconds(sizes: Sequence[int], bound: float) -> Callable[[], dict[str, A
 
 
 def cases() -> Iterator[Case | Probe]:
-    """A1 to A4; A5's launches and waits are in the probes, its share of a step needs the step's time beside them."""
+    """A1 to A4; A5's launches and waits are in the probes, its share of a step is in ``training_step.py``."""
     for (name, sizes), goal, bound in zip(SHAPES.items(), ("A1", "A2"), (0.30, 0.10), strict=True):
         yield Probe(
             name=f"{goal}: {name}, fp32",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from benches.gpu import (  # noqa: E402
     training_step,
 )
 from benches.gpu.lora_layers import Layer, Setting  # noqa: E402
+from benches.gpu.registry import BENCHES  # noqa: E402
 
 
 def small(**more):
@@ -87,6 +89,10 @@ def test_verification_passes_on_a_right_result_and_fails_on_a_wrong_one(monkeypa
 ABOUT = {"device": "NVIDIA H200", "capability": [9, 0], "commit": "abc", "torch": "2", "date": "2026-11-21"}
 
 
+def result(rows, *, passed=True):
+    return {"checks": [{"name": "y", "passed": passed}], "rows": rows}
+
+
 def timed(name, settings, **us):
     sides = {way: {"median_us": value} for way, value in us.items()}
     return {"name": name, "settings": settings, "sides": {"eager": sides}}
@@ -106,7 +112,7 @@ def test_a_calibration_is_what_the_dispatcher_reads(tmp_path, monkeypatch):
     ]
     counts = calibration.calibrates("gradient_alignment", "update", "float32", 100)
     later = [timed("100", {"calibrates": counts}, triton=1.0, reference=2.0, loop=9.0)]
-    path = calibration.write([{"rows": rows}, {"rows": later}], ABOUT, tmp_path)
+    path = calibration.write({"lora_routes": result(rows), "alignment": result(later)}, ABOUT, tmp_path)
     assert path == tmp_path / "nvidia-h200" / "2026-11-21-abc-calibration.json"
     assert table.devices["NVIDIA H200"].gemm_ratio == {"bfloat16": pytest.approx(0.9)}
     start = functools.partial(_calibration.start, "NVIDIA H200", table)
@@ -117,8 +123,34 @@ def test_a_calibration_is_what_the_dispatcher_reads(tmp_path, monkeypatch):
 
 
 def test_where_nothing_was_timed_no_calibration_is_written(tmp_path):
-    assert calibration.write([{"rows": []}, {"rows": [timed("x", {}, ours=1.0)]}], ABOUT, tmp_path) is None
+    results = {"lora_routes": result([]), "alignment": result([timed("x", {}, ours=1.0)])}
+    assert calibration.write(results, ABOUT, tmp_path) is None
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_later_bench_finds_wrong_goes_out_of_the_calibration_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(_calibration, "table", _calibration.Table)
+    lora = calibration.calibrates("multiscale_lora", "forward", torch.bfloat16, 9, 64, 32, 6)
+    rule = calibration.calibrates("gradient_alignment", "update", "float32", 100)
+    results = {
+        "lora_routes": result([timed("x", {"calibrates": lora}, fused=1.0, reference=2.0)]),
+        "alignment": result([timed("y", {"calibrates": rule}, triton=1.0, reference=2.0)]),
+    }
+
+    def operations():
+        path = calibration.write(results, ABOUT, tmp_path)
+        return [row["operation"] for row in json.loads(path.read_text())["devices"][0]["measured"]]
+
+    assert operations() == ["multiscale_lora", "gradient_alignment"]
+    results["multiscale_lora"] = result([], passed=False)
+    assert operations() == ["gradient_alignment"]
+    results["alignment"] = result([], passed=False)
+    assert operations() == []
+
+
+def test_every_bench_that_checks_an_operation_is_known_to_the_calibration():
+    assert {bench.name for bench in BENCHES} - set(calibration.CHECKED) == {"training_step"}
+    assert frozenset().union(*calibration.CHECKED.values()) == set(_calibration.OPERATIONS)
 
 
 @pytest.mark.parametrize("bench", [lora_routes, alignment, sample_loss])
