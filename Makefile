@@ -61,6 +61,7 @@ docs: $(VENV)/.stamp-test  ## site/: the documentation, offline; a broken link i
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: $(VENV)/.stamp-wheel  ## dist/*.whl for Linux on x86-64 and aarch64 (glibc 2.17), and the sdist, checked
+	rm -f dist/asepsis-*
 	$(BIN)/python .ci/wheels.py --out dist
 	$(BIN)/maturin sdist --out dist
 

@@ -89,7 +89,8 @@ def attempt(python: str, wheel: Path, *, bare: bool, borrow: Path | None) -> Non
         do(mine, "-c", FIRST)
         do(folder / "venv/bin/asepsis", "--version")
         chosen = tests(folder, bare=bare)
-        do(mine, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", *chosen)
+        options = ("-q", "-m", "not slow", "--import-mode=importlib", "-p", "no:cacheprovider")
+        do(mine, "-m", "pytest", *options, *chosen)
 
 
 def main() -> int:

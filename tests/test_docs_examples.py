@@ -23,7 +23,7 @@ BLOCK = re.compile(
 )
 
 #: Pages whose examples take longer than the suite that is run all the time allows.
-SLOW = {"defenses/finemixing.md"}
+SLOW = {"defenses/finemixing.md", "quickstart.md"}
 
 #: What a page takes for granted, where it shows one call among others.
 BEFORE = {
