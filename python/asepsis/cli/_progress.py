@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from asepsis.core.visible import visible
+from asepsis.data.visible import visible
 from asepsis.training.driver import Progress
 
 

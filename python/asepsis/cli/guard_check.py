@@ -38,7 +38,7 @@ def guard_check(
 ) -> ExitCode:
     """Say which rows of a file look triggered."""
     from asepsis.cli._outputs import check_folders
-    from asepsis.core.visible import visible
+    from asepsis.data.visible import visible
     from asepsis.errors import NoRows
     from asepsis.inference.guard import Guard
     from asepsis.training.checkpoint import write_whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from asepsis.core.drift import ModelScan, TokenDrift
-from asepsis.core.visible import visible
+from asepsis.data.visible import visible
 from asepsis.evaluation.report import render_page
 
 _MOST_TENSORS = 40

@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from asepsis.core.visible import visible
+from asepsis.data.visible import visible
 from asepsis.errors import AsepsisError
 from asepsis.training.scan import Scan
 

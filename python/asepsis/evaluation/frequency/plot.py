@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree as Xml
 
-from asepsis.core.visible import visible
+from asepsis.data.visible import visible
 from asepsis.errors import ConfigError, DataError
 from asepsis.evaluation.frequency.probe import SUBSETS
 
