@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from asepsis.errors import AsepsisError
 
+pytestmark = pytest.mark.timeout(1200)
+
 RELAXED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=RELAXED)
-LONG = settings(max_examples=4000, deadline=None, suppress_health_check=RELAXED)
+LONG = settings(max_examples=2000, deadline=None, suppress_health_check=RELAXED)
 
 BUDGETS = [pytest.param(QUICK, id="quick"), pytest.param(LONG, id="long", marks=pytest.mark.slow)]
 

@@ -74,6 +74,7 @@ def test_reading_rows_takes_what_its_docstring_says(n, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_scanning_a_million_rows_takes_a_bounded_number_of_bytes_a_row(tmp_path):
     from asepsis import AblConfig, scan_data
     from asepsis.testing import tiny_classifier

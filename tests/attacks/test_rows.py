@@ -7,6 +7,7 @@ import re
 import signal
 
 import pytest
+from hostile import shown
 from hostile.folders import MARKER
 from hostile.rows import ODD, ROWS, SHOWN
 
@@ -74,23 +75,9 @@ def check_inert(page: str, *, lines: bool = True) -> None:
     assert not [f"{ord(c):04X}" for c in STEERING if c in page and c not in allowed]
 
 
-def scan_of(texts):
-    import numpy as np
-
-    from asepsis.data import Data
-    from asepsis.training.scan import Scan
-
-    n = len(texts)
-    rows = Data(task="classification", texts=texts, labels=np.zeros(n, np.int64), source=texts[0])
-    manifest = {"report": {"recognized": texts[0]}, "model": texts[0]}
-    return Scan(rows, np.arange(n, dtype=np.float32), np.ones(n, bool), 0.5, "findings", "abl", manifest)
-
-
 @pytest.mark.parametrize("name", SHOWN)
 def test_a_page_shows_what_hides_and_runs_nothing(name):
-    from asepsis.evaluation.report import scan_html
-
-    page = scan_html(scan_of([SHOWN[name], "fine"]))
+    page = shown.page([SHOWN[name], "fine"])
     check_inert(page)
     for live in ("<script", "<img", "onerror=alert(1)>", "</pre></title>"):
         assert live not in page.lower().replace("&lt;", "")
@@ -99,18 +86,14 @@ def test_a_page_shows_what_hides_and_runs_nothing(name):
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_code_scanning_gets_plain_text(name):
-    from asepsis.evaluation.report import scan_sarif
-
-    raw = json.dumps(scan_sarif(scan_of([SHOWN[name], "fine"]), "rows.jsonl"))
+    raw = json.dumps(shown.sarif([SHOWN[name], "fine"]))
     assert raw.isascii()
     assert json.loads(raw)["runs"][0]["results"]
 
 
 @pytest.mark.parametrize("name", SHOWN)
 def test_tokens_and_tensors_are_shown_by_their_codes(name):
-    from asepsis.evaluation.report.sections import token_of
-
-    told = token_of(SHOWN[name])
+    told = shown.token(SHOWN[name])
     check_inert(told, lines=False)
     assert len(told) <= 61
 

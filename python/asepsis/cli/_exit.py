@@ -14,7 +14,6 @@ from typing import NoReturn
 
 import typer
 
-from asepsis.data.visible import visible
 from asepsis.errors import AsepsisError
 
 _LONGEST = 2000  # characters of a line: a message may quote what somebody else wrote
@@ -109,5 +108,7 @@ def _say(text: str, *, debug: bool) -> None:
 
         traceback.print_exc()
     # names in a message may come from a file that somebody else wrote; a terminal would obey what they hide
+    from asepsis.data.visible import visible  # its package costs more than `--help` may
+
     shown = "\n".join(visible(line, _LONGEST) for line in text.split("\n"))
     typer.echo(f"asepsis: {shown}", err=True)

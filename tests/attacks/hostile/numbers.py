@@ -30,8 +30,8 @@ def _filled(name: str, value: float) -> Callable[[Any], None]:
 
 
 def _half(network: Any) -> None:
-    """Make it 16-bit floats, the largest of which is 65,504, with logits beyond."""
-    network.get_parameter("classifier.weight").data.fill_(3e4)
+    """Make it 16-bit floats, the largest of which is 65,504, with a bias beyond."""
+    network.get_parameter("classifier.bias").data.fill_(7e4)
     network.half()
 
 
