@@ -2,7 +2,7 @@
 
     make bench-native                         (or, with the packages of the `bench` group installed:)
     python benches/native.py [--values 10000000] [--rows 32000] [--columns 768] [--seconds 1]
-        [--odd-values 2000000] [--huge 100000000]
+        [--odd-values 2000000] [--huge 100000000] [--parts statistics ...]
         [--baseline _native.so] [--output FILE.json]
 
 Each table row is one job. Its competitors take turns, in one process and on the same data, and are measured in
@@ -39,6 +39,7 @@ from asepsis import _native
 from asepsis.kernels import row_stats
 
 Case = Callable[[], Any]
+PARTS = ("statistics", "lowest", "sorts", "classes", "huge")
 
 
 def measure(cases: dict[str, Case], seconds: float) -> dict[str, list[float]]:
@@ -360,6 +361,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--huge", type=int, default=100_000_000)
     parser.add_argument("--baseline", type=Path)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="all by default")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     # one thread each: the machine is shared, and times on all cores would measure the neighbors
@@ -371,14 +373,18 @@ def main() -> None:
     print(f"{processor()}, one thread; " + ", ".join(f"{name} {v}" for name, v in versions.items()) + "\n")
     table = Table(args.seconds)
     values = inputs(args.values, args.odd_values)
-    statistics_of_rows(table, args.rows, args.columns)
-    lowest(table, values)
-    sorts(table, values)
-    classes(table, values["exponential"], args.odd_values)
+    if "statistics" in args.parts:
+        statistics_of_rows(table, args.rows, args.columns)
+    if "lowest" in args.parts:
+        lowest(table, values)
+    if "sorts" in args.parts:
+        sorts(table, values)
+    if "classes" in args.parts:
+        classes(table, values["exponential"], args.odd_values)
     if args.baseline:
         builds(table, args.baseline, values["exponential"], args.rows, args.columns)
     del values
-    if args.huge:
+    if args.huge and "huge" in args.parts:
         huge(table, args.huge)
     if args.output:
         found = {"settings": sys.argv[1:], "processor": processor(), "versions": versions, "rows": table.rows}

@@ -8,6 +8,7 @@ median of the distances from it, both in float64. No single pass gives them, so 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -145,9 +146,9 @@ def _picked(
     if pairs is None:
         pairs = np.repeat(np.arange(n)[:, None], 2, axis=1)
     if rows is not None:
-        rows = np.asarray(rows)
+        chosen: npt.NDArray[Any] = np.asarray(rows)
         try:
-            pairs = pairs[rows if rows.dtype == np.bool_ else rows.astype(np.int64)]
+            pairs = pairs[chosen if chosen.dtype == np.bool_ else chosen.astype(np.int64)]
         except IndexError as problem:
             raise DataError(
                 f"rows must be a mask or indices of the {len(pairs)} rows compared: {problem}"

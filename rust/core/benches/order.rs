@@ -10,7 +10,7 @@ use asepsis_core::{
     Dtype, Ledger, Mask, Matrix, NanPolicy, Options, RankMethod, argsort, bottom_k, bottom_k_per_class, mix,
     ranks, row_stats,
 };
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput};
 
 const N: usize = 1 << 20;
 
@@ -98,12 +98,14 @@ fn weights(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group! {
-    name = all;
-    config = Criterion::default()
+fn main() {
+    let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_millis(500));
-    targets = order, ledger, weights
+        .measurement_time(Duration::from_millis(500))
+        .configure_from_args();
+    for group in [order, ledger, weights] {
+        group(&mut criterion);
+    }
+    criterion.final_summary();
 }
-criterion_main!(all);

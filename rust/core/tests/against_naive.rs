@@ -11,8 +11,6 @@ use proptest::prelude::*;
 
 mod common;
 
-use proptest::prelude::*;
-
 const POLICIES: [NanPolicy; 2] = [NanPolicy::Last, NanPolicy::Drop];
 
 /// Bits of a 16-bit float, the edges of both formats often among them.
