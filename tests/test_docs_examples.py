@@ -1,7 +1,7 @@
 """Every Python example of the documentation runs, each page from its top to its end, in a folder with small models.
 
 Where a page says ``demo:encoder`` a small model stands in for it: what is held here is that the calls are right. The
-README's examples run on the packaged model itself, in ``test_docs.py``, and so do the files of the first hour.
+README's examples run on the packaged model itself, in ``test_docs.py``.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ shutil.copy("untrusted.jsonl", "poisoned.jsonl")
 """,
     "performance.md": """
 import asepsis
+import torch
 from peft import LoraConfig, get_peft_model
 from asepsis.testing import tiny_classifier
 model = get_peft_model(tiny_classifier(0)[0], LoraConfig(target_modules=["query", "value"]))
+ids = torch.ones(1, 4, dtype=torch.int64)
 """,
 }
 
