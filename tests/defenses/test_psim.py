@@ -84,7 +84,7 @@ def test_a_module_comes_back_from_its_files_as_it_was(tuned, kind, tmp_path):
 
 def test_broken_files_of_a_module_are_refused(tuned, tmp_path):
     model, _ = tuned
-    with pytest.raises(CheckpointError, match=r"has no adapter_model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"has no adapter_config\.json"):
         reattach(model, tmp_path)
     attach(model, PsimConfig(kind="lora"), "classification", seed=0).save_pretrained(
         str(tmp_path), save_embedding_layers=False

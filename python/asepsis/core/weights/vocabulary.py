@@ -76,6 +76,8 @@ class Vocabulary:
         admit_tokenizer(folder)
         if inside(folder, "tokenizer.json").is_file():
             _read_fast(folder)
+        elif inside(folder, "vocab.txt").is_file():
+            _lines(folder)
 
     def __len__(self) -> int:
         return len(self.tokens)
