@@ -19,7 +19,7 @@ from asepsis.testing import TRIGGER, tiny_classifier, tiny_rows
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(
-    r'(<!-- not run: .+ -->\n)?^```python(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL
+    r'(<!-- not run: [^\n]+ -->\n)?^```python(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL
 )
 
 #: Pages whose examples take longer than the suite that is run all the time allows.
