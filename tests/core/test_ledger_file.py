@@ -125,7 +125,7 @@ def test_changed_bytes_are_refused_or_change_nothing(saved, data):
 
 # the two slow tests stand in for a fuzzer
 @pytest.mark.slow
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=2_000, deadline=None)
 @given(st.data())
 def test_changed_bytes_are_refused_or_change_nothing_many_times(saved, data):
     changed_bytes(saved, data)
@@ -168,7 +168,7 @@ def test_headers_that_lie_are_refused(tmp_path_factory, header, rest, length):
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=2_000, deadline=None)
 @LIES
 def test_headers_that_lie_are_refused_many_times(tmp_path_factory, header, rest, length):
     lying_header(tmp_path_factory.getbasetemp(), header, rest, length)

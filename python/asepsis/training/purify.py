@@ -161,7 +161,7 @@ def purify(
         rows = None if clean is None else _read(clean, victim)
         given = Given(base=pretrained, clean=rows, counts=counts, corpus=corpus)
         defenses = [build(choice, given) for choice in choices]
-        work = tempfile.TemporaryDirectory(prefix="asepsis-", dir=scratch)
+        work = tempfile.TemporaryDirectory(prefix=".asepsis-", dir=scratch)
         stack.push(partial(_cleanup_on_error, work))
         driver = CheckpointDriver(
             victim, partial(_driver, rows, chosen, args, progress), Path(work.name), progress=progress

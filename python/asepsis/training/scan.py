@@ -89,7 +89,7 @@ def scan_data(
 ) -> Scan:
     """Score every row for being poisoned, and flag those above a threshold.
 
-    Memory beside the model is that of :func:`asepsis.data.read`, and at most 840 bytes a row: ids, labels, losses of each
+    Memory beside the model is that of :func:`asepsis.data.read`, and at most 1,000 bytes a row: ids, labels, losses of each
     snapshot, plans of batches.
 
     Parameters
