@@ -151,6 +151,45 @@ def test_a_kill_during_work_leaves_no_output_and_the_old_one_whole(name, sound, 
     assert {name: held for name, held in listing(tmp_path).items() if name[0] != "."} == before
 
 
+def of_python() -> None:
+    bytearray(1 << 60)
+
+
+def of_torch() -> None:
+    import torch
+
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def of_a_gpu() -> None:
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+@pytest.mark.parametrize("want", [of_python, of_torch, of_a_gpu], ids=lambda want: want.__name__)
+@pytest.mark.parametrize("name", SIGNALS)
+def test_memory_that_runs_out_during_work_leaves_no_output_and_is_said(name, want, sound, tmp_path, capsys):
+    argv = [word.format(sound=sound, out=tmp_path / "out") for word in SIGNALS[name].split()]
+    assert begun(argv, lambda: None) in (0, 1, 2)
+    before = listing(tmp_path)
+    capsys.readouterr()
+    assert begun(argv, want) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "asepsis: error: there is not enough memory for this; what was not finished was not written"
+    )
+    assert listing(tmp_path) == before
+
+
+def test_nothing_is_decided_by_the_clock_on_the_wall():
+    """It is set back and forth while a job runs; what is timed goes by the monotonic one."""
+    package = Path(__file__).parents[2] / "python" / "asepsis"
+    asked = re.compile(r"\btime\.time\(|\bdatetime\b|\butcnow\b|\bst_mtime\b|from time import")
+    sources = [*package.rglob("*.py"), *(package / "kernels").rglob("*.py")]
+    assert len(sources) > 100
+    assert not [p.name for p in sources if asked.search(p.read_text(encoding="utf-8"))]
+
+
 def test_a_terminated_command_says_so(sound, tmp_path):
     from asepsis.cli._exit import ExitCode, translate
 

@@ -76,9 +76,6 @@ def translate(*, debug: bool) -> Iterator[Result]:
     except Terminated:
         result.code = ExitCode.TERMINATED
         _say("terminated; nothing unfinished was kept", debug=debug)
-    except MemoryError:
-        result.code = ExitCode.ERROR
-        _say("error: there is not enough memory for this; what was not finished was not written", debug=debug)
     except AsepsisError as error:
         result.code = ExitCode.ERROR
         _say(f"error: {error}", debug=debug)
@@ -93,6 +90,12 @@ def translate(*, debug: bool) -> Iterator[Result]:
             message = getattr(error, "format_message", error.__str__)()
             where = context.command_path if context else "asepsis"
             _say(f"error: {message}\nTry '{where} --help'.", debug=debug)
+        elif _out_of_memory(error):
+            result.code = ExitCode.ERROR
+            _say(
+                "error: there is not enough memory for this; what was not finished was not written",
+                debug=debug,
+            )
         else:
             result.code = ExitCode.ERROR
             hint = "" if debug else "\nRun again with --debug for the traceback."
@@ -100,6 +103,12 @@ def translate(*, debug: bool) -> Iterator[Result]:
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # torch's own, by name: it is not imported for this
+    named = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return named or isinstance(error, MemoryError)
 
 
 def _say(text: str, *, debug: bool) -> None:
