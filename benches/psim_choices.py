@@ -1,6 +1,6 @@
-"""When PSIM's module should stop: the quantile of clean confidence it waits for, on rows that no table is measured on.
+"""What PSIM's module should be, and when it should stop: each choice on rows that no table is measured on.
 
-    python benches/psim_choices.py run --data FOLDER --output FILE.jsonl --victims VICTIMS [--seeds 0 1 2]
+    python benches/psim_choices.py run --data FOLDER --output FILE.jsonl --victims VICTIMS [--only NAME ...]
     python benches/psim_choices.py render --output FILE.jsonl
 
 FOLDER and VICTIMS as for ``psim_sst2.py``. The module learns from the dev rows as there, under other seeds than the table's,
@@ -28,24 +28,36 @@ from asepsis.evaluation.metrics import auroc, tpr_at_fpr
 from asepsis.inference.detectors import load
 
 TUNED = 3000  # rows the victims of psim_sst2.py were tuned on
-UNSURE = (0.6, 0.7, 0.8)
+VICTIMS = ("badnets-0", "addsent-2", "lwp-0", "ep-0")
+CHOICES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "unsure=0.6": {"unsure": 0.6},
+    "unsure=0.8": {"unsure": 0.8},
+    "head=trained": {"head": "trained"},
+    "P-tuning v1, head=trained (the authors')": {"kind": "p_tuning"},
+    "P-tuning v1, head=trained, unsure=0.6": {"kind": "p_tuning", "unsure": 0.6},
+    "P-tuning v1, head=frozen": {"kind": "p_tuning", "head": "frozen"},
+    "prefix tuning, head=frozen": {"kind": "prefix_tuning", "head": "frozen"},
+    "LoRA, labels drawn anew each epoch": {"labels": "uniform_per_epoch"},
+}
 
 
 def run(args: argparse.Namespace) -> None:
     done = {key(json.loads(line)) for line in args.output.open()} if args.output.exists() else set()
-    for seed, attack, again, unsure in product(args.seeds, args.attacks, args.guards, args.unsure):
-        row = {"attack": attack, "seed": seed, "guard_seed": again, "unsure": unsure}
+    for name, victim, again in product(args.only, args.on, args.guards):
+        row = {"choice": name, "victim": victim, "guard_seed": again}
         if key(row) in done:
             continue
         began = time.monotonic()
-        row |= measured(args, attack, seed, again, unsure)
+        row |= measured(args, victim, again, CHOICES[name])
         with args.output.open("a") as out:
             out.write(json.dumps({**row, "seconds": round(time.monotonic() - began, 1)}) + "\n")
 
 
-def measured(args: argparse.Namespace, attack: str, seed: int, again: int, unsure: float) -> dict[str, Any]:
+def measured(args: argparse.Namespace, victim: str, again: int, fields: dict[str, Any]) -> dict[str, Any]:
+    attack, seed = victim.rsplit("-", 1)
     train, dev = read(args.data / "sst2" / "train.jsonl"), read(args.data / "sst2" / "dev.jsonl")
-    unseen = train.select(np.setdiff1d(np.arange(len(train)), drawn(len(train), TUNED, seed)))
+    unseen = train.select(np.setdiff1d(np.arange(len(train)), drawn(len(train), TUNED, int(seed))))
     rows = unseen.select(drawn(len(unseen), args.rows, again))
     bad = recipe(attack).triggered(rows, seed=again)
     try:
@@ -53,7 +65,7 @@ def measured(args: argparse.Namespace, attack: str, seed: int, again: int, unsur
             str(args.victims / f"{attack}-seed{seed}"),
             dev,
             target_fpr=0.05,
-            detector=load("psim").config_type.from_dict({"unsure": unsure}),
+            detector=load("psim").config_type.from_dict(fields),
             seed=again,
             max_length=LENGTH,
         )
@@ -74,25 +86,20 @@ def measured(args: argparse.Namespace, attack: str, seed: int, again: int, unsur
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["attack"], row["seed"], row["guard_seed"], row["unsure"]
+    return row["choice"], row["victim"], row["guard_seed"]
 
 
 def render(args: argparse.Namespace) -> None:
     rows = [json.loads(line) for line in args.output.open()]
-    print("| attack | `unsure` | modules | failed | steps | AUROC | lowest | triggered flagged at 0.05 |")
-    print("|---|---|---|---|---|---|---|---|")
-    for attack, unsure in product(
-        dict.fromkeys(r["attack"] for r in rows), sorted({r["unsure"] for r in rows})
-    ):
-        found = [r for r in rows if (r["attack"], r["unsure"]) == (attack, unsure)]
+    print("| choice | victim | modules | failed | steps | AUROC | triggered flagged at 0.05 |")
+    print("|---|---|---|---|---|---|---|")
+    for name, victim in product(CHOICES, VICTIMS):
+        found = [r for r in rows if (r["choice"], r["victim"]) == (name, victim)]
         fitted = [r for r in found if "error" not in r]
-        if fitted:
-            steps = [r["steps"] for r in fitted]
-            areas = [r["auroc"] for r in fitted]
-            print(
-                f"| {attack} | {unsure} | {len(found)} | {len(found) - len(fitted)} | {min(steps)} to {max(steps)} | "
-                f"{spread(areas)} | {min(areas):.3f} | {spread([r['triggered'] for r in fitted])} |"
-            )
+        if found:
+            steps = ", ".join(str(r["steps"]) for r in fitted)
+            numbers = " | ".join(spread([r[k] for r in fitted]) for k in ("auroc", "triggered"))
+            print(f"| {name} | {victim} | {len(found)} | {len(found) - len(fitted)} | {steps} | {numbers} |")
 
 
 def main() -> None:
@@ -103,11 +110,10 @@ def main() -> None:
     runs = verbs.add_parser("run")
     runs.add_argument("--data", type=Path, required=True)
     runs.add_argument("--victims", type=Path, required=True)
-    runs.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    runs.add_argument("--guards", type=int, nargs="+", default=[10, 11], help="seeds of the modules")
-    runs.add_argument("--attacks", nargs="+", default=["badnets", "addsent"])
-    runs.add_argument("--unsure", type=float, nargs="+", default=list(UNSURE))
-    runs.add_argument("--rows", type=int, default=300)
+    runs.add_argument("--only", nargs="+", default=list(CHOICES), choices=CHOICES)
+    runs.add_argument("--on", nargs="+", default=list(VICTIMS), choices=VICTIMS)
+    runs.add_argument("--guards", type=int, nargs="+", default=[10], help="seeds of the modules")
+    runs.add_argument("--rows", type=int, default=200)
     runs.set_defaults(verb=run)
     renders = verbs.add_parser("render")
     renders.set_defaults(verb=render)
