@@ -26,6 +26,7 @@ from asepsis.training.models import load_for
 from asepsis.training.record import made_of, manifest_of, settings_of
 from asepsis.training.resume import EVERY, Journal
 from asepsis.training.settings import Settings
+from asepsis.training.shards import local
 from asepsis.training.undefended import undefended
 
 __all__ = [
@@ -83,7 +84,7 @@ class Run:
             kept = ", ".join(self.stages) or "none; defend(..., keep_stages=True) keeps those a defense marks"
             raise ConfigError(f"no stage {name!r} was kept; there are: {kept}")
         parameters, was_training = dict(self.model.named_parameters()), self.model.training
-        now = {key: parameters[key].detach().clone() for key in self.stages[name]}
+        now = {key: local(parameters[key].detach()).clone() for key in self.stages[name]}
         try:
             _copy_into(parameters, self.stages[name])
             yield self.model
@@ -246,7 +247,7 @@ def run_script(
 @torch.no_grad()
 def _copy_into(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
-        parameters[name].copy_(value)
+        local(parameters[name]).copy_(value)
 
 
 def read_reference(source: Any, rows: Data) -> Data | Literal["auto"] | None:
