@@ -23,6 +23,7 @@ from asepsis.training.driver import Driver, Progress, silent
 from asepsis.training.loading import broken_weight
 from asepsis.training.loop import LoopDriver
 from asepsis.training.models import load_for
+from asepsis.training.processes import check_resumable
 from asepsis.training.record import made_of, manifest_of, settings_of
 from asepsis.training.resume import EVERY, Journal
 from asepsis.training.settings import Settings
@@ -215,6 +216,7 @@ def run_script(
     # before the work: what it was then, and an unreadable one must not cost a finished training
     origin = {"model": identity(model)} if isinstance(model, (str, Path)) else None
     if journal is not None:
+        check_resumable(network, args)
         decides = {**settled, "max_length": chosen.max_length, "keep_stages": keep_stages}
         journal.open(made_of(rows, network, defense, given, decides, origin=origin), versions())
     driver: Driver

@@ -15,6 +15,7 @@ from transformers.trainer_utils import SaveStrategy
 from asepsis.core.phases import Answer, Request, Touch, Train, Trained
 from asepsis.data import Data
 from asepsis.errors import BackendError
+from asepsis.training.bars import name_bar
 from asepsis.training.driver import Driver, Progress, silent
 from asepsis.training.loop import Watch, closing, finished, make_aligner, with_max_steps
 from asepsis.training.one_phase import OnePhase, Phase, Positions, StepDone
@@ -47,10 +48,6 @@ class TrainerDriver(Driver):
         journal: Journal | None = None,
     ) -> None:
         _refuse(args)
-        if journal is not None and (args.world_size > 1 or args.fp16):
-            raise BackendError(
-                "checkpoints are not supported yet with several processes or fp16; use bf16 or float32"
-            )
         super().__init__(
             model,
             tokenizer,
@@ -146,6 +143,11 @@ class _Begin(TrainerCallback):
         assert self._trainer.phase is not None
         self._trainer.phase.begin(self._trainer)
         state.global_step = self._trainer.phase.watch.steps
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # the bar is made by a callback that comes after this one
+        assert self._trainer.phase is not None
+        name_bar(self._trainer, self._trainer.phase.request.name, self._trainer.phase.plan.steps)
 
 
 @contextlib.contextmanager
