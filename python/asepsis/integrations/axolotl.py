@@ -6,8 +6,8 @@
       defense: abl
       drop_ratio: 0.1            # a field of the defense's config
 
-Written against the plugin interface of axolotl 0.19. What is tested is this file beside a stand-in for that interface;
-a training by axolotl itself was never run.
+Written against the plugin interface of axolotl 0.19, whose plugin manager loads it. What the tests have is a stand-in for
+that interface; a training by axolotl itself was never run.
 """
 
 from __future__ import annotations

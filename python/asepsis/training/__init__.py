@@ -94,7 +94,10 @@ class Run:
             self.model.train(was_training)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write a stock checkpoint (or peft adapter), ``asepsis.json`` and the judged rows; return the folder."""
+        """Write a stock checkpoint (or peft adapter), ``asepsis.json`` and the judged rows; return the folder.
+
+        Where the weights are spread over processes, every process has to call this; the first writes.
+        """
         return save_run(folder, self.model, self.tokenizer, self.manifest, self.outcome, self.data)
 
 
