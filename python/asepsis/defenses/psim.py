@@ -14,9 +14,12 @@ Its body was not at hand: the abstract and the authors' code were.
 * *Training stops when clean rows that were held out are unsure*, and the threshold is calibrated on others for a wanted
   false-positive rate. The authors' code trains a given number of epochs and flags above 0.7, which flags most clean rows
   when trained too short and nothing when trained too long. Both are there: ``stop="never"``, ``threshold="reference"``.
-* *Learning rate 2e-3* (5e-4 for LoRA); the default of the authors' code is 2e-5.
-* *More than two classes*, other kinds of module than P-tuning v1, other scores than the confidence, and *causal LMs*: by
-  verbalizers, or by how sure the surest stretch of a free answer is after training on responses that changed places.
+* *LoRA beside a frozen head.* The authors train P-tuning v1 and, as PEFT does by itself, the classification head. A
+  trained head turns away from the trigger's direction within a few steps: measured, the module knows a trigger at one
+  step and has lost it two steps later. Frozen, it keeps it. Theirs is ``kind="p_tuning"``.
+* *Learning rate 5e-4* (2e-3 for virtual tokens); the default of the authors' code is 2e-5.
+* *More than two classes*, other scores than the confidence, and *causal LMs*: by verbalizers, or by how sure the surest
+  stretch of a free answer is after training on responses that changed places.
 * *The module never touches the model*: it stands on a view of its weights, so both run side by side.
 
 When not to trust it
