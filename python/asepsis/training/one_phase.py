@@ -177,7 +177,7 @@ class OnePhase(_Base):
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """Leave to :meth:`training_step` what the base's hooks do: they want an average, which gloo cannot make."""
         if not self._sharded:
-            super()._sync_replicated_trainable_parameters(model)  # type: ignore[no-untyped-call]
+            super()._sync_replicated_trainable_parameters(model)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
