@@ -38,6 +38,26 @@ CHOICES: dict[str, dict[str, Any]] = {
     "P-tuning v1, head=trained, unsure=0.6": {"kind": "p_tuning", "unsure": 0.6},
     "P-tuning v1, head=frozen": {"kind": "p_tuning", "head": "frozen"},
     "prefix tuning, head=frozen": {"kind": "prefix_tuning", "head": "frozen"},
+    # trained on to a step, with the default's twelve of warm-up
+    "90 steps": {"stop": "never", "steps": 90, "warmup": 12 / 90},
+    "P-tuning v1, head=trained, 15 steps": {
+        "kind": "p_tuning",
+        "stop": "never",
+        "steps": 15,
+        "warmup": 12 / 15,
+    },
+    "P-tuning v1, head=trained, 20 steps": {
+        "kind": "p_tuning",
+        "stop": "never",
+        "steps": 20,
+        "warmup": 12 / 20,
+    },
+    "P-tuning v1, head=trained, 40 steps": {
+        "kind": "p_tuning",
+        "stop": "never",
+        "steps": 40,
+        "warmup": 12 / 40,
+    },
     "LoRA, labels drawn anew each epoch": {"labels": "uniform_per_epoch"},
 }
 
