@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from hostile import Corpus
 from hostile.adapters import ADAPTERS
 from hostile.faults import FULL, KILLED, SIGNALS, WRITERS
-from hostile.folders import CONFIGS, INDEXES, PICKLES, TOKENIZERS
+from hostile.folders import CONFIGS, INDEXES, PICKLES
 from hostile.guards import GUARDS, LEDGERS, MANIFESTS
 from hostile.numbers import NUMBERS
 from hostile.rows import ODD, ROWS, SHOWN
 from hostile.tensors import HEADERS, VALUES
+from hostile.tokenizers import TOKENIZERS
 
 BEGIN, END = "<!-- made by tests/attacks/hostile/table.py -->", "<!-- until here -->"
 
