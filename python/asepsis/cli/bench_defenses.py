@@ -57,9 +57,11 @@ def bench_defenses(
 
 
 def _say(row: dict[str, Any], seconds: float) -> None:
+    from asepsis.data.visible import visible
+
     name = f"{row['defense']}, {row['attack']}, seed {row['seed']}"
     if "error" in row:
-        typer.echo(f"{name}: {row['error']}", err=True)
+        typer.echo(f"{name}: {visible(row['error'], 2000)}", err=True)
         return
     success = row["attack_success_rate"]
     asr = "" if success is None else f" ASR {success['value']:.3f}"
