@@ -143,15 +143,16 @@ def serve(memory: int) -> None:
     _answer({})
     for line in sys.stdin:
         try:
-            texts, _ = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 [json.loads(line)],
                 chat_template=told["template"],
                 add_generation_prompt=True,
                 **told["special"],
             )
-            if len(texts[0]) > LONGEST:
-                raise ValueError(f"it wrote {len(texts[0]):,} letters, {LONGEST:,} at most are taken")
-            _answer({"text": texts[0]})
+            text = rendered[0][0]
+            if len(text) > LONGEST:
+                raise ValueError(f"it wrote {len(text):,} letters, {LONGEST:,} at most are taken")
+            _answer({"text": text})
         except MemoryError:
             _answer({"error": f"it needs more than {memory >> 20:,} MB of memory"})
         except Exception as error:  # templates are programs: they raise whatever their author chose

@@ -13,8 +13,8 @@ from torch import nn
 
 from asepsis.data import Data
 from asepsis.data.values import shown
-from asepsis.defenses._psim_config import PsimConfig
-from asepsis.defenses._psim_scores import Answers, Question
+from asepsis.defenses._psim_config import Answers, PsimConfig
+from asepsis.defenses._psim_scores import Question
 from asepsis.errors import CheckpointError
 from asepsis.training.driver import Progress, silent
 from asepsis.training.forward import Precision, resolve_precision
