@@ -68,7 +68,7 @@ for odd in (None, "2", -1, 10**12, 10**400):
     saved(f"a question of {str(odd)[:20]} classes", _BROKEN + "|no question", "state", "n_classes", value=odd)
 saved("a question with other answers", "no question", "state", "answers", value="evil")
 saved("answers of 10**12 tokens", _BROKEN, "state", "config", "tokens", value=10**12)
-saved("settings that are a list", _BROKEN, "state", "config", value=[1])
+saved("settings of a detector that are a list", _BROKEN, "state", "config", value=[1])
 saved("words that are numbers", "no question", "state", "words", value=[1])
 saved("a rate above one", "threshold's shares", "threshold", "expected_fpr", value=2.0)
 saved("a rate below zero", "threshold's shares", "threshold", "low", value=-1)

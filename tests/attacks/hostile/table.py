@@ -12,8 +12,8 @@ from hostile.grids import CELLS, GRIDS
 from hostile.guards import GUARDS, LEDGERS, MANIFESTS
 from hostile.numbers import NUMBERS
 from hostile.rows import ODD, ROWS, SHOWN
-from hostile.tensors import HEADERS, VALUES
 from hostile.templates import TEMPLATES
+from hostile.tensors import HEADERS, VALUES
 from hostile.tokenizers import TOKENIZERS
 
 BEGIN, END = "<!-- made by tests/attacks/hostile/table.py -->", "<!-- until here -->"
