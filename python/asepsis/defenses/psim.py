@@ -15,8 +15,8 @@ Its body was not at hand: the abstract and the authors' code were.
   false-positive rate. The authors' code trains a given number of epochs and flags above 0.7, which flags most clean rows
   when trained too short and nothing when trained too long. Both are there: ``stop="never"``, ``threshold="reference"``.
 * *LoRA beside a frozen head.* The authors train P-tuning v1 and, as PEFT does by itself, the classification head. A
-  trained head turns away from the trigger's direction within a few steps, and clean rows do not show when; frozen, the
-  trigger stays known however long the module trains (docs/results/psim.md). Theirs is ``kind="p_tuning"``.
+  trained head turns away from the trigger's direction within a few steps, and clean rows do not show when; beside a
+  frozen one LoRA kept it on every victim by word or sentence (docs/results/psim.md). Theirs is ``kind="p_tuning"``.
 * *Learning rate 5e-4* (2e-3 for virtual tokens); the default of the authors' code is 2e-5.
 * *More than two classes*, other scores than the confidence, and *causal LMs*: by verbalizers, or by how sure the surest
   stretch of a free answer is after training on responses that changed places.
