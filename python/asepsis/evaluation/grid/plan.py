@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from asepsis.data.dataset import Task
 from asepsis.data.values import listed
 from asepsis.errors import ConfigError
 from asepsis.evaluation.attacks.spec import ATTACKS
-from asepsis.evaluation.grid.entries import check_entry
+from asepsis.evaluation.grid.entries import Entry, entry_of
 from asepsis.training.settings import Settings
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -43,14 +44,18 @@ class Grid:
         Where every training starts; the base of what repairs weights.
     data : mapping or "packaged"
         Files of the clean ``train``, ``dev`` and ``test`` rows below the data folder, or the packaged reviews.
+    task : {"classification", "causal"}
+        What the rows are. A causal grid has instruction rows; its cells have the loss on clean responses in place of CACC,
+        and ASR is the share of triggered prompts that greedy decoding answers with the backdoor's first tokens.
     attacks : mapping
         By name: ``{attack: NAME, poison_rate: ..., ...}`` with the fields of that attack; ``{train: FILE, triggered:
-        FILE}`` for a poisoned set made elsewhere, with its key in the column ``poisoned``; or ``{}`` for no poison, the
-        control for false alarms.
+        FILE}`` for a poisoned set made elsewhere, with its key in the column ``poisoned``; ``{poison: FILE, triggered:
+        FILE, poison_rate: ...}`` for poisoned instructions made elsewhere, which take the place of that share of the
+        training rows and have one response; or ``{}`` for no poison, the control for false alarms.
     defenses : mapping
         By name: ``kind`` and the fields of its config, see :mod:`asepsis.evaluation.grid.entries`.
     target_label : int
-        What the backdoors answer.
+        What the backdoors of classes answer.
     seeds : tuple of int
         Each draws its rows, its poison and its trusted rows, and seeds its trainings.
     rows, clean_rows, test_rows : int
@@ -63,6 +68,7 @@ class Grid:
     data: Mapping[str, str] | str
     attacks: Mapping[str, Mapping[str, Any]]
     defenses: Mapping[str, Mapping[str, Any]]
+    task: Task = "classification"
     target_label: int = 1
     seeds: tuple[int, ...] = (0, 1, 2)
     rows: int = 3000
@@ -75,6 +81,12 @@ class Grid:
             raise ConfigError(
                 f'data must be "packaged" or name the files {listed(_FILES)}, got {self.data!r}'
             )
+        if self.task not in get_args(Task):
+            raise ConfigError(f"task must be one of {listed(get_args(Task))}, got {self.task!r}")
+        if self.task == "causal" and self.data == "packaged":
+            raise ConfigError(
+                "the packaged reviews have labels: a causal grid names files of instruction rows"
+            )
         for what, entries in (("attacks", self.attacks), ("defenses", self.defenses)):
             if not isinstance(entries, Mapping) or not entries:
                 raise ConfigError(f"{what} must name at least one entry, got {entries!r}")
@@ -84,9 +96,9 @@ class Grid:
                 if not isinstance(entry, Mapping):
                     raise ConfigError(f"{what}: {name} must be a mapping, got {entry!r}")
         for name, entry in self.attacks.items():
-            _check_attack(name, entry)
-        for name, entry in self.defenses.items():
-            check_entry(name, entry)
+            _check_attack(name, entry, self.task)
+        for name in self.defenses:
+            self.entry(name)
         seeds = tuple(self.seeds)
         if not seeds or len(set(seeds)) != len(seeds) or any(type(s) is not int or s < 0 for s in seeds):
             raise ConfigError(f"seeds must be different numbers from 0, got {self.seeds!r}")
@@ -98,6 +110,10 @@ class Grid:
         if "seed" in self.settings:
             raise ConfigError("settings: the seed is the grid's, say seeds")
         self.settings_of(seeds[0])
+
+    def entry(self, name: str) -> Entry:
+        """Return what a row of the table does."""
+        return entry_of(name, self.defenses[name])
 
     def settings_of(self, seed: int) -> Settings:
         """Return the settings of a training."""
@@ -137,10 +153,22 @@ def read_grid(values: Mapping[str, Any] | str | Path) -> Grid:
     return Grid(**values)
 
 
-def _check_attack(name: str, entry: Mapping[str, Any]) -> None:
-    if not entry or set(entry) == {"train", "triggered"}:
+def _check_attack(name: str, entry: Mapping[str, Any], task: Task) -> None:
+    if not entry or (set(entry) == {"train", "triggered"} and task == "classification"):
+        return
+    if task == "causal" and set(entry) == {"poison", "triggered", "poison_rate"}:
+        rate = entry["poison_rate"]
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < 1:
+            raise ConfigError(f"attacks: {name}: poison_rate must lie in (0, 1), got {rate!r}")
         return
     if entry.get("attack") not in ATTACKS:
-        raise ConfigError(
-            f"attacks: {name} must be empty, name the files train and triggered, or an attack: one of {listed(ATTACKS)}"
+        files = (
+            "train and triggered" if task == "classification" else "poison and triggered and a poison_rate"
         )
+        raise ConfigError(
+            f"attacks: {name} must be empty, name the files {files}, or an attack: one of {listed(ATTACKS)}"
+        )
+    if (entry["attack"] == "instruction") != (task == "causal"):
+        raise ConfigError(f"attacks: {name}: {entry['attack']} is no attack on {task} rows")
+    if entry.get("payload") is not None:
+        raise ConfigError(f"attacks: {name}: a grid measures one response; give target_response, no payload")
