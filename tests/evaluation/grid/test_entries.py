@@ -62,7 +62,7 @@ def test_cube_cannot_look_at_instructions_and_graceful_not_at_classes(declare, p
         ({"epur+abl+musclelora": {}}, "each train the model"),
         ({"epur+abl+finemixing": {}}, "cannot work"),
         ({"epur+finemixing": {"epur": 3}}, "a mapping for each"),
-        ({"abl-scan+retrain+guard": {"detector": "psim"}}, "a mapping for each of 'abl' and 'guard'"),
+        ({"abl-scan+retrain+guard": {"detector": "psim"}}, "a mapping for each of 'abl', 'guard', got 'detector'"),
         ({"abl-scan+retrain+guard": {"guard": {"detector": "nosuch"}}}, "no detector 'nosuch'"),
         ({"cube": {"nosuch": 1}}, "CubeConfig has no field nosuch"),
         ({"graceful": {"corner": 0}}, "corner must be at least 1"),

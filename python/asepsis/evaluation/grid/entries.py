@@ -86,9 +86,9 @@ def entry_of(name: str, entry: Mapping[str, Any]) -> Entry:
         config = rule.config_type.from_dict(fields)
         return Entry(
             lambda site: filter_and_train(site, kind, config),
-            rule.reads_undefended,
-            rule.reads_undefended,
-            rule.clusters,
+            reads_undefended=rule.reads_undefended,
+            costs_undefended=rule.reads_undefended,
+            clusters=rule.clusters,
         )
     if kind == SCAN_AND_GUARD:
         scan, guard = scan_and_guard_configs(name, fields)

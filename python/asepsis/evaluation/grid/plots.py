@@ -51,14 +51,9 @@ def _panel(grid: Grid, attack: str, found: Mapping[Cell, Mapping[str, Any]]) -> 
 
     def draw(axes: Any) -> None:
         for at, name in enumerate(names):
-            if values := success[name]:
-                mean, low, high = _interval(values)
-                axes.plot([max(low, 0), min(high, 1)], [at, at], color=BAD, linewidth=1.4)
-                axes.plot([mean], [at], "o", color=BAD, markersize=6)
-            if grid.task == "classification" and (values := accuracy[name]):
-                mean, low, high = _interval(values)
-                axes.plot([max(low, 0), min(high, 1)], [at, at], color=CALM, linewidth=1.4)
-                axes.plot([mean], [at], "o", markersize=6, markerfacecolor="none", markeredgecolor=CALM)
+            _point(axes, at, success[name], BAD, BAD)
+            if grid.task == "classification":
+                _point(axes, at, accuracy[name], CALM, "none")
         if floor:
             axes.axvline(
                 sum(floor) / len(floor), color=INK, linewidth=1, linestyle=(0, (4, 3)), label="floor"
@@ -81,5 +76,10 @@ def _success(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     return [float(row["attack_success_rate"]["value"]) for row in rows if row["attack_success_rate"]]
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float, float]:
-    return mean_interval(values) if len(values) > 1 else (values[0], values[0], values[0])
+def _point(axes: Any, at: int, values: Sequence[float], color: str, face: str) -> None:
+    if len(values) > 1:
+        _, low, high = mean_interval(values)
+        axes.plot([max(low, 0), min(high, 1)], [at, at], color=color, linewidth=1.4)
+    if values:
+        mean = sum(values) / len(values)
+        axes.plot([mean], [at], "o", markersize=6, markerfacecolor=face, markeredgecolor=color)
