@@ -20,7 +20,7 @@ def clouds(*sizes: int, seed: int = 0, wide: float = 0.1) -> np.ndarray:
     return np.concatenate([np.eye(24)[k] + wide * rng.normal(size=(n, 24)) for k, n in enumerate(sizes)])
 
 
-CONFIG = CubeConfig(dimensions=4, density=0.05)
+CONFIG = CubeConfig(reduction="pca", dimensions=4, density=0.05)
 #: 100 rows of class 0, 100 of class 1, and 20 poisoned ones that say they are class 1.
 STATES, LABELS = clouds(100, 100, 20), np.repeat([0, 1, 1], [100, 100, 20])
 POISONED = np.repeat([False, True], [200, 20])
@@ -32,6 +32,15 @@ def test_a_cluster_beside_its_class_is_thrown_out_and_the_classes_are_kept():
     assert found.flags[~POISONED].mean() < 0.1
     assert auroc(found.suspicion, POISONED) == 1.0
     assert found.report["min_samples"] == 11 and len(found.report["clusters"]["1"]) >= 2
+
+
+def test_umap_pulls_the_poison_away_as_the_seed_says():
+    pytest.importorskip("umap", reason="umap-learn is not installed")
+    config = CubeConfig(dimensions=4, neighbors=15, density=0.05)
+    found = by_clusters(STATES, LABELS, config, seed=3)
+    assert found.flags[POISONED].all() and found.flags[~POISONED].mean() < 0.1
+    again = by_clusters(STATES, LABELS, config, seed=3)
+    assert (again.suspicion == found.suspicion).all()
 
 
 def test_rows_are_judged_alike_in_any_order():
@@ -47,7 +56,7 @@ def test_where_most_of_a_class_is_poison_the_poison_is_kept():
 
 
 def test_one_cloud_has_no_clusters_and_nothing_is_thrown_out():
-    found = by_clusters(np.zeros((30, 5)), np.arange(30) % 2, CubeConfig(density=0.5))
+    found = by_clusters(np.zeros((30, 5)), np.arange(30) % 2, CubeConfig(reduction="pca", density=0.5))
     assert not found.flags.any() and np.isfinite(found.suspicion).all()
 
 
@@ -64,16 +73,30 @@ def test_states_that_cannot_be_clustered_are_refused(states, labels, said):
         by_clusters(states, labels)
 
 
-@pytest.mark.parametrize("fields", [{"dimensions": 0}, {"density": 0.0}, {"density": 1.0}, {"density": "x"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"dimensions": 0},
+        {"neighbors": 1},
+        {"reduction": "tsne"},
+        {"density": 0.0},
+        {"density": 1.0},
+        {"density": "x"},
+    ],
+)
 def test_settings_out_of_bounds_are_refused(fields):
     with pytest.raises(ConfigError):
         CubeConfig(**fields)
 
 
-def test_without_scikit_learn_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'asepsis\[baselines\]'"):
-        by_clusters(STATES, LABELS)
+@pytest.mark.parametrize(
+    ("module", "config", "said"),
+    [("sklearn.cluster", CONFIG, "scikit-learn"), ("umap", CubeConfig(), "umap-learn")],
+)
+def test_without_a_package_the_extra_is_named(monkeypatch, module, config, said):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependency, match=rf"{said}.*pip install 'asepsis\[baselines\]'"):
+        by_clusters(STATES, LABELS, config)
 
 
 def test_states_are_what_the_output_layer_reads_and_the_model_stays_as_it_was():

@@ -40,7 +40,14 @@ def test_every_kind_of_entry_has_its_numbers(declare_causal, instructed, tmp_pat
             "made": {"attack": "instruction", "poison_rate": 0.25, "target_response": "word7 word7"},
             "clean": {},
         },
-        defenses={"none": {}, "clean-only": {}, "lora": {}, "graceful": {}, "confidence": {}, "cube": {}},
+        defenses={
+            "none": {},
+            "clean-only": {},
+            "lora": {},
+            "graceful": {},
+            "confidence": {},
+            "cube": {"reduction": "pca"},
+        },
     )
     run_grid(grid, tmp_path, data=instructed)
     cells = {

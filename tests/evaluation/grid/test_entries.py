@@ -24,7 +24,7 @@ def test_rows_are_filtered_pipelines_run_and_what_they_cost_is_counted(declare, 
         attacks=ATTACK,
         defenses={
             "none": {},
-            "cube": {"density": 0.2, "dimensions": 3},
+            "cube": {"reduction": "pca", "density": 0.2, "dimensions": 3},
             "epur+musclelora": {"epur": {"top_k": 2}, "musclelora": {"reference_batch_size": 4}},
             "abl-scan+retrain+guard": {"guard": {"detector": "confidence"}},
         },
@@ -62,7 +62,10 @@ def test_cube_cannot_look_at_instructions_and_graceful_not_at_classes(declare, p
         ({"epur+abl+musclelora": {}}, "each train the model"),
         ({"epur+abl+finemixing": {}}, "cannot work"),
         ({"epur+finemixing": {"epur": 3}}, "a mapping for each"),
-        ({"abl-scan+retrain+guard": {"detector": "psim"}}, "a mapping for each of 'abl', 'guard', got 'detector'"),
+        (
+            {"abl-scan+retrain+guard": {"detector": "psim"}},
+            "a mapping for each of 'abl', 'guard', got 'detector'",
+        ),
         ({"abl-scan+retrain+guard": {"guard": {"detector": "nosuch"}}}, "no detector 'nosuch'"),
         ({"cube": {"nosuch": 1}}, "CubeConfig has no field nosuch"),
         ({"graceful": {"corner": 0}}, "corner must be at least 1"),
@@ -78,12 +81,12 @@ def test_a_missing_package_stops_the_grid_before_its_first_cell_and_is_no_result
     declare, place, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
-    grid = declare(attacks=ATTACK, defenses={"none": {}, "cube": {}})
+    grid = declare(attacks=ATTACK, defenses={"none": {}, "cube": {"reduction": "pca"}})
     with pytest.raises(MissingDependency, match=r"asepsis\[baselines\]"):
         run_grid(grid, tmp_path, data=place)
     assert not cells_of(tmp_path)
     # a package that is found missing on the way is this machine's fault, not the defense's
-    monkeypatch.setattr(running, "scikit", lambda module: None)
+    monkeypatch.setattr(running, "check_packages", lambda names: None)
     with pytest.raises(MissingDependency):
         run_grid(grid, tmp_path, data=place, defenses={"cube"})
     assert not cells_of(tmp_path)

@@ -4,18 +4,18 @@ Paper: "A Unified Evaluation of Textual Backdoor Learning: Frameworks and Benchm
 Benchmarks, arXiv 2206.08514).
 
 Certain (paper and the authors' toolkit): a model trained on the poisoned rows makes pooled hidden states; UMAP brings them to a
-low dimension; HDBSCAN clusters all rows at once; of the rows of each label the largest predicted cluster is kept and everything
+low dimension (100 neighbors, 10 dimensions, no least distance); HDBSCAN clusters all rows at once; of the rows of each label the largest predicted cluster is kept and everything
 else, what HDBSCAN calls noise included, is thrown out; the victim is trained on the rest. In the toolkit the encoder is a
 RoBERTa of its own, trained for 10 epochs, and ``min_samples`` is 100.
 
 Deviations
 ----------
-* *PCA in place of UMAP*: no second compiler for one baseline. PCA keeps distances as they are, where UMAP pulls clumps apart, so
-  a small group near its class is found less often; read a defeat of this baseline with that in mind.
 * *The encoder is the undefended model of the same grid*, trained as the victim is, in place of a RoBERTa of its own.
 * *``min_samples`` is a share of the rows*, the toolkit's 100 of the 6,920 rows of SST-2.
 * *A suspicion*, which the paper does not have: the distance of a row from the center of what is kept of its label, over the
   median distance of the rows kept.
+* *PCA can take UMAP's place* (``reduction="pca"``), where its compiler is not wanted. It keeps distances as they are, where UMAP
+  pulls clumps apart, and is another, much weaker method: take no defeat of it for a defeat of CUBE.
 
 When not to trust it
 --------------------
@@ -26,7 +26,7 @@ of a class is poison, the poison is what is kept. A clean-label attack that look
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from asepsis.defenses.base import DefenseConfig
 from asepsis.errors import ConfigError, DataError
 from asepsis.evaluation.baselines._found import Found
-from asepsis.evaluation.baselines._scikit import scikit
+from asepsis.evaluation.baselines._packages import package
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,25 +43,36 @@ class CubeConfig(DefenseConfig):
 
     Attributes
     ----------
+    reduction : {"umap", "pca"}
+        What brings the states to a low dimension.
     dimensions : int
         Of the space that is clustered.
+    neighbors : int
+        Of each row, for UMAP.
     density : float
         Rows that make a place dense, as a share of all: ``min_samples`` of HDBSCAN.
     """
 
+    reduction: Literal["umap", "pca"] = "umap"
     dimensions: int = 10
+    neighbors: int = 100
     density: float = 100 / 6920
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dimensions < 1:
-            raise ConfigError(f"dimensions must be at least 1, got {self.dimensions!r}")
+        for name, least in (("dimensions", 1), ("neighbors", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
         if not 0 < self.density < 1:
             raise ConfigError(f"density must lie in (0, 1), got {self.density!r}")
 
 
 def by_clusters(
-    states: NDArray[np.floating[Any]], labels: NDArray[np.int64], config: CubeConfig | None = None
+    states: NDArray[np.floating[Any]],
+    labels: NDArray[np.int64],
+    config: CubeConfig | None = None,
+    *,
+    seed: int = 0,
 ) -> Found:
     """Return what CUBE says of rows, from their pooled hidden states.
 
@@ -70,13 +81,15 @@ def by_clusters(
     states : ndarray [N, H]
     labels : ndarray of int64 [N]
     config : CubeConfig, optional
+    seed : int
+        Of UMAP.
 
     Raises
     ------
     DataError
         States and labels differ in length, states are not finite, or there are fewer than ten rows.
     MissingDependency
-        scikit-learn is not installed.
+        scikit-learn or umap-learn is not installed.
     """
     chosen = config or CubeConfig()
     if len(states) != len(labels) or not np.isfinite(states).all():
@@ -85,9 +98,12 @@ def by_clusters(
         )
     if len(states) < 10:
         raise DataError(f"CUBE needs at least 10 rows to cluster, got {len(states)}")
-    points = _reduced(np.asarray(states, np.float64), chosen.dimensions)
+    if chosen.reduction == "pca":
+        points = _principal(np.asarray(states, np.float64), chosen.dimensions)
+    else:
+        points = _umap(states, chosen, seed)
     least = min(len(points), max(2, round(chosen.density * len(points))))
-    clusters = scikit("cluster").HDBSCAN(min_samples=least, copy=True).fit_predict(points)
+    clusters = package("sklearn.cluster").HDBSCAN(min_samples=least, copy=True).fit_predict(points)
     flags = np.zeros(len(points), bool)
     suspicion = np.zeros(len(points))
     report: dict[str, Any] = {"min_samples": least, "noise": int((clusters == -1).sum()), "clusters": {}}
@@ -101,7 +117,18 @@ def by_clusters(
     return Found(suspicion, flags, report)
 
 
-def _reduced(states: NDArray[np.float64], dimensions: int) -> NDArray[np.float64]:
+def _umap(states: NDArray[np.floating[Any]], config: CubeConfig, seed: int) -> NDArray[np.float64]:
+    reduce = package("umap").UMAP(
+        n_components=config.dimensions,
+        n_neighbors=min(config.neighbors, len(states) - 1),
+        min_dist=0.0,
+        random_state=seed,
+        n_jobs=1,  # a seed holds for one thread only
+    )
+    return np.asarray(reduce.fit_transform(np.asarray(states, np.float32)), np.float64)
+
+
+def _principal(states: NDArray[np.float64], dimensions: int) -> NDArray[np.float64]:
     """Return the first principal components; each has the sign that makes its largest part positive."""
     centered = states - states.mean(axis=0)
     _, _, axes = np.linalg.svd(centered, full_matrices=False)

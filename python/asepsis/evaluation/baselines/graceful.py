@@ -44,7 +44,7 @@ from asepsis.data import Data
 from asepsis.defenses.base import DefenseConfig
 from asepsis.errors import ConfigError, DataError
 from asepsis.evaluation.baselines._found import Found
-from asepsis.evaluation.baselines._scikit import scikit
+from asepsis.evaluation.baselines._packages import package
 from asepsis.training.collate import IGNORED, Collator
 
 
@@ -94,14 +94,16 @@ def by_gradients(
     rows = corners.reshape(len(data), -1).astype(np.float64)
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     least = min(chosen.dimensions, *rows.shape)
-    points = scikit("decomposition").PCA(least, svd_solver="full").fit_transform(rows)
-    found = scikit("cluster").AgglomerativeClustering(n_clusters=2, linkage="ward").fit_predict(points)
+    points = package("sklearn.decomposition").PCA(least, svd_solver="full").fit_transform(rows)
+    found = (
+        package("sklearn.cluster").AgglomerativeClustering(n_clusters=2, linkage="ward").fit_predict(points)
+    )
     # where both are as large, the one with the first row is kept
     smaller = 1 - found[0] if (found == found[0]).sum() * 2 == len(found) else np.bincount(found).argmin()
     flags = found == smaller
     inside, outside = points[flags].mean(axis=0), points[~flags].mean(axis=0)
     suspicion = np.linalg.norm(points - outside, axis=1) - np.linalg.norm(points - inside, axis=1)
-    silhouette = float(scikit("metrics").silhouette_score(points, found))
+    silhouette = float(package("sklearn.metrics").silhouette_score(points, found))
     return Found(suspicion, flags, {"thrown_out": int(flags.sum()), "silhouette": silhouette})
 
 

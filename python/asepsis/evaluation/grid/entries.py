@@ -54,14 +54,14 @@ class Entry:
         It works on the undefended model, which is made before its time is taken.
     costs_undefended : bool
         That model's training is part of what the row costs.
-    clusters : bool
-        It needs scikit-learn.
+    packages : tuple of str
+        Modules beyond asepsis's own that it needs.
     """
 
     make: Callable[[Site], Made]
     reads_undefended: bool = False
     costs_undefended: bool = False
-    clusters: bool = False
+    packages: tuple[str, ...] = ()
 
 
 def entry_of(name: str, entry: Mapping[str, Any]) -> Entry:
@@ -88,7 +88,7 @@ def entry_of(name: str, entry: Mapping[str, Any]) -> Entry:
             lambda site: filter_and_train(site, kind, config),
             reads_undefended=rule.reads_undefended,
             costs_undefended=rule.reads_undefended,
-            clusters=rule.clusters,
+            packages=rule.packages(config),
         )
     if kind == SCAN_AND_GUARD:
         scan, guard = scan_and_guard_configs(name, fields)

@@ -37,14 +37,14 @@ class Filter:
         Judges the untrusted rows of a site.
     reads_undefended : bool
         It reads the undefended model, whose training is then part of what it costs.
-    clusters : bool
-        It needs scikit-learn.
+    packages : callable
+        The modules beyond asepsis's own that it needs, by its config.
     """
 
     config_type: type[DefenseConfig]
     find: Callable[[Site, Any], Found]
     reads_undefended: bool = False
-    clusters: bool = False
+    packages: Callable[[Any], tuple[str, ...]] = lambda config: ()
 
 
 def filter_and_train(site: Site, name: str, config: DefenseConfig) -> Made:
@@ -93,7 +93,7 @@ def _cube(site: Site, config: CubeConfig) -> Found:
     network, tokenizer = load_trained(site.undefended())
     states = pooled_states(network, tokenizer, rows, max_length=site.settings.max_length)
     assert rows.labels is not None  # pooled_states refuses rows without
-    return by_clusters(states, rows.labels, config)
+    return by_clusters(states, rows.labels, config, seed=site.settings.seed)
 
 
 def _graceful(site: Site, config: GracefulConfig) -> Found:
@@ -101,9 +101,15 @@ def _graceful(site: Site, config: GracefulConfig) -> Found:
     return by_gradients(network, tokenizer, site.rows.train, config, max_length=site.settings.max_length)
 
 
+_SKLEARN = "sklearn.cluster"
 FILTERS: Mapping[str, Filter] = {
     "zscore": Filter(ZscoreConfig, _zscore),
-    "cube": Filter(CubeConfig, _cube, reads_undefended=True, clusters=True),
-    "graceful": Filter(GracefulConfig, _graceful, clusters=True),
+    "cube": Filter(
+        CubeConfig,
+        _cube,
+        reads_undefended=True,
+        packages=lambda config: (_SKLEARN, "umap") if config.reduction == "umap" else (_SKLEARN,),
+    ),
+    "graceful": Filter(GracefulConfig, _graceful, packages=lambda config: (_SKLEARN,)),
 }
 """The baselines that throw rows out, by the kind of their entry."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 import asepsis.defenses as defenses
 import asepsis.inference.detectors as detectors
 from asepsis.data.values import listed
@@ -98,7 +100,7 @@ def scan_and_guard_configs(name: str, fields: Mapping[str, Any]) -> tuple[Defens
 def scan_and_guard(site: Site, scan: DefenseConfig, guard: DefenseConfig) -> Made:
     """Let ABL judge the rows, train undefended on those it does not flag, and put a guard in front."""
     judged = scan_data(site.rows.train, method=scan, model=site.model, settings=site.settings)
-    found = Found(judged.suspicion, judged.flagged, {"verdict": judged.verdict})
+    found = Found(judged.suspicion.astype(np.float64), judged.flagged, {"verdict": judged.verdict})
     defense = {"name": SCAN_AND_GUARD, "config": {"abl": scan.to_dict()}}
     made = Made.of(train_without(site, found, defense))
     front = site.guarded(made.model, made.tokenizer, guard)

@@ -13,7 +13,7 @@ from typing import Any
 
 from asepsis.core.manifest import MANIFEST
 from asepsis.errors import AsepsisError, MissingDependency
-from asepsis.evaluation.baselines._scikit import scikit
+from asepsis.evaluation.baselines._packages import check_packages
 from asepsis.evaluation.grid.entries import train_control
 from asepsis.evaluation.grid.measuring import numbers
 from asepsis.evaluation.grid.memory import Peak
@@ -73,8 +73,7 @@ def run_grid(
         wanted = ((cell.defense, defenses), (cell.attack, attacks), (cell.seed, seeds))
         if all(only is None or value in only for value, only in wanted) and not (folder / cell.file).exists():
             todo.append(cell)
-    if any(grid.entry(cell.defense).clusters for cell in todo):
-        scikit("cluster")
+    check_packages({name for cell in todo for name in grid.entry(cell.defense).packages})
     for cell in todo:
         began = time.monotonic()
         row = _measured(grid, cell, None if data is None else Path(data), kept)
