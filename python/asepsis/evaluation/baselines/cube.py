@@ -3,10 +3,12 @@
 Paper: "A Unified Evaluation of Textual Backdoor Learning: Frameworks and Benchmarks" (Cui et al., NeurIPS 2022 Datasets and
 Benchmarks, arXiv 2206.08514).
 
-Certain (paper and the authors' toolkit): a model trained on the poisoned rows makes pooled hidden states; UMAP brings them to a
-low dimension (100 neighbors, 10 dimensions, no least distance); HDBSCAN clusters all rows at once; of the rows of each label the largest predicted cluster is kept and everything
-else, what HDBSCAN calls noise included, is thrown out; the victim is trained on the rest. In the toolkit the encoder is a
-RoBERTa of its own, trained for 10 epochs, and ``min_samples`` is 100.
+Certain (paper and the authors' toolkit): a model trained on the poisoned rows makes pooled hidden states; UMAP without a least
+distance brings them to a low dimension; HDBSCAN clusters all rows at once; of the rows of each label the largest predicted
+cluster is kept and everything else, what HDBSCAN calls noise included, is thrown out; the victim is trained on the rest. In the
+toolkit the encoder is a RoBERTa of its own, trained for 10 epochs, and ``min_samples`` is 100.
+
+Assumed: 100 neighbors, which the toolkit has where it draws, and 10 dimensions.
 
 Deviations
 ----------
