@@ -1,4 +1,4 @@
-"""What the SST-2 benches share: the released poisoned sets, seeded draws, cells on disk, means over seeds."""
+"""What the SST-2 benches share: the released poisoned sets, cells on disk."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from asepsis.data import Data, read, read_rows
+from asepsis.evaluation.grid.sources import drawn
 from asepsis.evaluation.harness import Case
 from asepsis.evaluation.key import PoisonKey
-from asepsis.evaluation.metrics import mean_interval
 
 ATTACKS = ("badnets", "addsent", "stylebkd", "synbkd")
 
@@ -30,11 +30,6 @@ def load_case(folder: Path, attack: str, *, rows: int, seed: int) -> Case:
     )
 
 
-def drawn(n: int, rows: int, seed: int) -> np.ndarray:
-    """Positions of the rows drawn by one seed."""
-    return np.sort(np.random.default_rng(seed).permutation(n)[:rows])
-
-
 def named(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The manifest without the folder of this machine: a result is read elsewhere."""
     source = Path(manifest["data"]["source"])
@@ -46,13 +41,3 @@ def save(cell: Path, content: dict[str, Any]) -> None:
     scratch.write_text(json.dumps(content, indent=1))
     scratch.replace(cell)
     print(cell.name, f"{content['seconds']:.0f} s", file=sys.stderr)
-
-
-def spread(values: list[float]) -> str:
-    """Mean and half the width of its 95 % interval over seeds."""
-    if not values:
-        return ""
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    mean, low, high = mean_interval(values)
-    return f"{mean:.3f} ± {(high - low) / 2:.3f}"

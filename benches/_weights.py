@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from _sst2 import spread
-
 import asepsis
+from asepsis.evaluation.grid.table import spread
 
 
 def tokens_ranked(folder: Path, *, base: str) -> dict[str, Any]:

@@ -18,10 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _sst2 import ATTACKS, drawn, load_case, named, save, spread
+from _sst2 import ATTACKS, load_case, named, save
 
 import asepsis
 from asepsis.data import read
+from asepsis.evaluation.grid.sources import drawn
+from asepsis.evaluation.grid.table import spread
 from asepsis.evaluation.harness import run_case
 from asepsis.evaluation.predict import measure
 

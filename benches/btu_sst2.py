@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _sst2 import ATTACKS, drawn, load_case, named, save, spread
+from _sst2 import ATTACKS, load_case, named, save
 
 import asepsis
 from asepsis.data import read
+from asepsis.evaluation.grid.sources import drawn
+from asepsis.evaluation.grid.table import spread
 from asepsis.evaluation.harness import Case
 from asepsis.evaluation.predict import measure
 

@@ -18,11 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from _sst2 import drawn, load_case, named, save
+from _sst2 import load_case, named, save
 from musclelora_sst2 import reference_rows
 
 import asepsis
 from asepsis.data import Data, read
+from asepsis.evaluation.grid.sources import drawn
 from asepsis.evaluation.harness import Case
 from asepsis.evaluation.predict import measure
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _sst2 import drawn
 
 import asepsis
 from asepsis.data import Data, read, read_rows
 from asepsis.evaluation.attacks.recipes import BadNets
+from asepsis.evaluation.grid.sources import drawn
 from asepsis.evaluation.predict import measure
 
 SENTENCE = ["I", "watch", "this", "3D", "movie"]

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _sst2 import drawn
 
 import asepsis
 from asepsis.data import Data, read
+from asepsis.evaluation.grid.sources import drawn
 from asepsis.evaluation.respond import clean_loss, response_success_rate
 from asepsis.training.models import load_for
 

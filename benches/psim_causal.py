@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _sst2 import drawn, save, spread
+from _sst2 import save
 from musclelora_instruct import mixture
 
 import asepsis
@@ -27,6 +27,8 @@ from asepsis.data import Data, read
 from asepsis.errors import AsepsisError
 from asepsis.evaluation.attacks.responses import poison_responses, triggered_prompts
 from asepsis.evaluation.attacks.triggers import Trigger
+from asepsis.evaluation.grid.sources import drawn
+from asepsis.evaluation.grid.table import spread
 from asepsis.evaluation.metrics import auroc, tpr_at_fpr
 from asepsis.evaluation.respond import begins_with
 

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _sst2 import drawn, spread
 from weights_sst2 import LENGTH, recipe
 
 import asepsis
 from asepsis.data import read
 from asepsis.errors import AsepsisError
+from asepsis.evaluation.grid.sources import drawn
+from asepsis.evaluation.grid.table import spread
 from asepsis.evaluation.metrics import auroc, tpr_at_fpr
 from asepsis.inference.detectors import load
 

@@ -23,13 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _sst2 import drawn, named, save, spread
+from _sst2 import named, save
 from weights_sst2 import ATTACKS, BASE, LENGTH, TARGET, clean_model, made, recipe, settings_of, triggered
 
 import asepsis
 from asepsis.data import Data, read, read_rows
 from asepsis.errors import AsepsisError
 from asepsis.evaluation.attacks.labels import poison_labels
+from asepsis.evaluation.grid.sources import drawn
+from asepsis.evaluation.grid.table import spread
 from asepsis.evaluation.metrics import auroc, tpr_at_fpr
 from asepsis.evaluation.predict import predict
 from asepsis.inference.detectors import available, load

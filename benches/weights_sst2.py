@@ -19,12 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _sst2 import drawn, save
+from _sst2 import save
 from _weights import render, tokens_ranked
 
 import asepsis
 from asepsis.data import Data, read
 from asepsis.evaluation.attacks.weights import WEIGHT_ATTACKS, poison_weights
+from asepsis.evaluation.grid.sources import drawn
 from asepsis.evaluation.metrics import attack_success_rate
 from asepsis.evaluation.predict import measure, predict
 from asepsis.training.models import load_trained

@@ -23,7 +23,12 @@ def bench_defenses(
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only these defenses or attacks.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Only these seeds.")] = None,
-    table: Annotated[Path | None, typer.Option(help="Write the Markdown here as well.")] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the Markdown here as well, and beside it a plot for each attack (matplotlib)."
+        ),
+    ] = None,
     render_only: Annotated[
         bool, typer.Option("--render", help="Run nothing; make the table of what is there.")
     ] = False,
@@ -32,10 +37,13 @@ def bench_defenses(
     from asepsis.cli._outputs import check_folders
     from asepsis.cli._progress import shown
     from asepsis.errors import ConfigError
-    from asepsis.evaluation.grid import read_grid, render, run_grid
+    from asepsis.evaluation.grid import plot_cells, read_grid, render, run_grid
+    from asepsis.evaluation.report import require_matplotlib
     from asepsis.training.checkpoint import write_whole
 
     check_folders(table)
+    if table is not None:
+        require_matplotlib("--table", instead="without it the table is printed all the same")
     declared = read_grid(grid)
     named = set(only or ())
     if unknown := sorted(named - set(declared.defenses) - set(declared.attacks)):
@@ -52,10 +60,13 @@ def bench_defenses(
                 seeds=seed or None,
                 on_cell=_say,
             )
-    text = render(declared, output)
     if table is not None:
-        write_whole(table, text)
-    typer.echo(text)
+        plots = plot_cells(declared, output)
+        names = {attack: f"{table.stem}-{attack}.svg" for attack in plots}
+        for attack, plot in plots.items():
+            write_whole(table.with_name(names[attack]), plot)
+        write_whole(table, render(declared, output, plots=names))
+    typer.echo(render(declared, output))
 
 
 def _say(row: dict[str, Any], seconds: float) -> None:
@@ -67,4 +78,6 @@ def _say(row: dict[str, Any], seconds: float) -> None:
         return
     success = row["attack_success_rate"]
     asr = "" if success is None else f" ASR {success['value']:.3f}"
-    typer.echo(f"{name}: CACC {row['clean_accuracy']['value']:.3f}{asr} ({seconds:.0f} s)", err=True)
+    accuracy = row["clean_accuracy"]
+    clean = f"loss {row['clean_loss']:.3f}" if accuracy is None else f"CACC {accuracy['value']:.3f}"
+    typer.echo(f"{name}: {clean}{asr} ({seconds:.0f} s)", err=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from asepsis.data import Data
 from asepsis.errors import DataError
-from asepsis.evaluation.metrics import Proportion, auroc, wilson
+from asepsis.evaluation.metrics import Proportion, auroc, tpr_at_fpr, wilson
 from asepsis.evaluation.predict import Measured, predict
 from asepsis.inference.guard import Guard
 from asepsis.inference.report import Checked
@@ -25,13 +25,16 @@ class GuardRates:
     ----------
     clean_flag_rate : Proportion
     triggered_flag_rate : Proportion or None
-        None where no triggered rows were given; so is ``auroc``.
+        None where no triggered rows were given; so are the two below.
     auroc : float or None
+    tpr_at_1_fpr : float or None
+        Share of triggered rows above all but 1 % of the clean ones.
     """
 
     clean_flag_rate: Proportion
     triggered_flag_rate: Proportion | None
     auroc: float | None
+    tpr_at_1_fpr: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the three numbers of ``asepsis evaluate --guard``, rates without their intervals."""
@@ -99,8 +102,8 @@ def measure_guarded(
             target_label,
         ),
         unguarded=_measured(right, hit, target_label),
-        guard=_rates(sound, bad, control=False),
-        control=None if guard.control is None else _rates(sound, bad, control=True),
+        guard=guard_rates(sound, bad),
+        control=None if guard.control is None else guard_rates(sound, bad, control=True),
     )
 
 
@@ -109,7 +112,9 @@ def _measured(right: NDArray[np.bool_], hit: NDArray[np.bool_] | None, target: i
     return Measured(wilson(int(right.sum()), len(right)), success, target)
 
 
-def _rates(sound: Checked, bad: Checked | None, *, control: bool) -> GuardRates:
+def guard_rates(sound: Checked, bad: Checked | None, *, control: bool = False) -> GuardRates:
+    """Return what a guard flags of clean and of triggered rows, or what its control does."""
+
     def of(found: Checked) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         if not control:
             return found.flagged, found.suspicion
@@ -120,8 +125,13 @@ def _rates(sound: Checked, bad: Checked | None, *, control: bool) -> GuardRates:
     flags, scores = of(sound)
     rate = wilson(int(flags.sum()), len(flags))
     if bad is None:
-        return GuardRates(rate, None, None)
+        return GuardRates(rate, None, None, None)
     bad_flags, bad_scores = of(bad)
     poisoned = np.r_[np.zeros(len(scores), bool), np.ones(len(bad_scores), bool)]
-    area = auroc(np.r_[scores, bad_scores], poisoned)
-    return GuardRates(rate, wilson(int(bad_flags.sum()), len(bad_flags)), area)
+    both = np.r_[scores, bad_scores]
+    return GuardRates(
+        clean_flag_rate=rate,
+        triggered_flag_rate=wilson(int(bad_flags.sum()), len(bad_flags)),
+        auroc=auroc(both, poisoned),
+        tpr_at_1_fpr=tpr_at_fpr(both, poisoned, fpr=0.01),
+    )

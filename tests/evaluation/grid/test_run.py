@@ -6,58 +6,17 @@ import json
 
 import pytest
 
-from asepsis.data import Data
 from asepsis.errors import ConfigError, DataError
-from asepsis.evaluation.grid import Cell, read_grid, render, run_grid
+from asepsis.evaluation.grid import Cell, render, run_grid
 from asepsis.evaluation.grid import run as running
 from asepsis.evaluation.grid.memory import Peak
 from asepsis.evaluation.grid.sources import drawn, sources
-from asepsis.testing import tiny_classifier, tiny_rows
 
 SETTINGS = {"max_steps": 3, "batch_size": 8, "device": "cpu", "precision": "fp32", "max_length": 32}
 
 
-def written(path, data: Data, poisoned=()):
-    rows = [
-        {"text": text, "label": int(label), "poisoned": int(at in poisoned)}
-        for at, (text, label) in enumerate(zip(data.texts, data.labels, strict=True))
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("grid")
-    for part, (n, seed) in {"train": (60, 0), "dev": (60, 1), "test": (24, 2), "triggered": (10, 3)}.items():
-        written(folder / f"{part}.jsonl", tiny_rows(n, seed))
-    written(folder / "released.jsonl", tiny_rows(60, 4), poisoned=range(0, 60, 6))
-    for part in tiny_classifier(0):
-        part.save_pretrained(folder / "model")
-    return folder
-
-
-def grid_of(place, **change):
-    return read_grid(
-        {
-            "model": str(place / "model"),
-            "data": {"train": "train.jsonl", "dev": "dev.jsonl", "test": "test.jsonl"},
-            "attacks": {
-                "badnets": {"attack": "badnets", "poison_rate": 0.2},
-                "released": {"train": "released.jsonl", "triggered": "triggered.jsonl"},
-                "clean": {},
-            },
-            "defenses": {"none": {}, "clean-only": {}, "zscore": {"bar": 2.0}},
-            "seeds": [0],
-            "rows": 48,
-            "clean_rows": 40,
-            "settings": SETTINGS,
-            **change,
-        }
-    )
-
-
-def test_every_cell_has_its_numbers_and_is_not_run_again(place, tmp_path, monkeypatch):
-    grid, told = grid_of(place), []
+def test_every_cell_has_its_numbers_and_is_not_run_again(declare, place, tmp_path, monkeypatch):
+    grid, told = declare(), []
     written = run_grid(grid, tmp_path, data=place, on_cell=lambda row, _: told.append(row))
     assert len(written) == len(told) == 9
     cells = {(row["attack"], row["defense"]): row for row in told}
@@ -75,8 +34,8 @@ def test_every_cell_has_its_numbers_and_is_not_run_again(place, tmp_path, monkey
     assert run_grid(grid, tmp_path, data=place) == []
 
 
-def test_only_what_is_asked_for_is_run_and_the_rest_is_counted_as_blank(place, tmp_path):
-    grid = grid_of(place)
+def test_only_what_is_asked_for_is_run_and_the_rest_is_counted_as_blank(declare, place, tmp_path):
+    grid = declare()
     run_grid(grid, tmp_path, data=place, attacks={"badnets"}, defenses={"none"})
     assert [path.name for path in tmp_path.glob("*.json")] == ["none--badnets--seed0.json"]
     page = render(grid, tmp_path)
@@ -84,8 +43,8 @@ def test_only_what_is_asked_for_is_run_and_the_rest_is_counted_as_blank(place, t
     assert "| zscore |  |  |  |" in page
 
 
-def test_a_defense_that_cannot_act_is_a_result(place, tmp_path):
-    grid = grid_of(place, defenses={"none": {}, "zscore": {"bar": -100.0}}, attacks={"clean": {}})
+def test_a_defense_that_cannot_act_is_a_result(declare, place, tmp_path):
+    grid = declare(defenses={"none": {}, "zscore": {"bar": -100.0}}, attacks={"clean": {}})
     run_grid(grid, tmp_path, data=place)
     row = json.loads((tmp_path / "zscore--clean--seed0.json").read_text())
     assert row["error"].startswith("DefenseInert: every row holds a word")
@@ -94,9 +53,8 @@ def test_a_defense_that_cannot_act_is_a_result(place, tmp_path):
     assert "* zscore on clean: DefenseInert" in page
 
 
-def test_weights_are_repaired_and_guards_fitted_on_the_undefended_model(place, tmp_path):
-    grid = grid_of(
-        place,
+def test_weights_are_repaired_and_guards_fitted_on_the_undefended_model(declare, place, tmp_path):
+    grid = declare(
         defenses={"epur": {"top_k": 2}, "confidence": {}, "clean-tuning": {"epochs": 1}, "lora": {}},
         attacks={"badnets": {"attack": "badnets", "poison_rate": 0.2}},
         settings={**SETTINGS, "max_steps": None, "epochs": 1},
@@ -112,15 +70,15 @@ def test_weights_are_repaired_and_guards_fitted_on_the_undefended_model(place, t
     assert "0.5 x" in (page := render(grid, tmp_path)) or "(i)" in page
 
 
-def test_the_tests_are_opened_once(place):
-    found = sources(grid_of(place), place, Cell("badnets", "none", 0))
+def test_the_tests_are_opened_once(declare, place):
+    found = sources(declare(), place, Cell("badnets", "none", 0))
     test, triggered = found.tests.open()
     assert triggered is not None and len(test) == 24
     with pytest.raises(DataError, match="opened before"):
         found.tests.open()
 
 
-def test_training_reads_no_test_file(place, tmp_path, monkeypatch):
+def test_training_reads_no_test_file(declare, place, tmp_path, monkeypatch):
     opened = []
     real = running.sources
 
@@ -132,16 +90,16 @@ def test_training_reads_no_test_file(place, tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(running, "sources", watched)
-    monkeypatch.setattr(running, "_numbers", lambda *_: {})
-    run_grid(grid_of(place), tmp_path, data=place, attacks={"badnets"}, defenses={"none", "zscore"})
+    monkeypatch.setattr(running, "numbers", lambda *_, **__: {})
+    run_grid(declare(), tmp_path, data=place, attacks={"badnets"}, defenses={"none", "zscore"})
     assert opened == []
 
 
-def test_files_without_a_folder_and_too_few_rows_are_refused(place):
+def test_files_without_a_folder_and_too_few_rows_are_refused(declare, place):
     with pytest.raises(ConfigError, match="--data FOLDER"):
-        sources(grid_of(place), None, Cell("badnets", "none", 0))
+        sources(declare(), None, Cell("badnets", "none", 0))
     with pytest.raises(ConfigError, match="100 rows are to be drawn, and there are 60"):
-        sources(grid_of(place, rows=100), place, Cell("badnets", "none", 0))
+        sources(declare(rows=100), place, Cell("badnets", "none", 0))
 
 
 def test_a_seed_draws_the_same_rows_again():

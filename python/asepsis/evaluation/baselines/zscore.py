@@ -20,9 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asepsis.data import Data
+from asepsis.defenses.base import DefenseConfig
 from asepsis.errors import DataError
 
 BAR = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZscoreConfig(DefenseConfig):
+    """Settings of the word statistic: ``bar`` is the score above which a row is thrown out."""
+
+    bar: float = BAR
 
 
 @dataclass(frozen=True)

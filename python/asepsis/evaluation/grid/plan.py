@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from asepsis.core.documents import read_yaml
 from asepsis.core.foreign import first_line
+from asepsis.data.dataset import Task
 from asepsis.data.values import listed, shown
 from asepsis.errors import ConfigError
 from asepsis.evaluation.attacks.spec import ATTACKS
-from asepsis.evaluation.grid.entries import check_entry
+from asepsis.evaluation.grid.entries import Entry, entry_of
 from asepsis.evaluation.grid.sources import attack_of
 from asepsis.training.settings import Settings
 
@@ -46,14 +47,18 @@ class Grid:
         Where every training starts; the base of what repairs weights.
     data : mapping or "packaged"
         Files of the clean ``train``, ``dev`` and ``test`` rows below the data folder, or the packaged reviews.
+    task : {"classification", "causal"}
+        What the rows are. A causal grid has instruction rows; its cells have the loss on clean responses in place of CACC,
+        and ASR is the share of triggered prompts that greedy decoding answers with the backdoor's first tokens.
     attacks : mapping
         By name: ``{attack: NAME, poison_rate: ..., ...}`` with the fields of that attack; ``{train: FILE, triggered:
-        FILE}`` for a poisoned set made elsewhere, with its key in the column ``poisoned``; or ``{}`` for no poison, the
-        control for false alarms.
+        FILE}`` for a poisoned set made elsewhere, with its key in the column ``poisoned``; ``{poison: FILE, triggered:
+        FILE, poison_rate: ...}`` for poisoned instructions made elsewhere, which take the place of that share of the
+        training rows and have one response; or ``{}`` for no poison, the control for false alarms.
     defenses : mapping
         By name: ``kind`` and the fields of its config, see :mod:`asepsis.evaluation.grid.entries`.
     target_label : int
-        What the backdoors answer.
+        What the backdoors of classes answer.
     seeds : tuple of int
         Each draws its rows, its poison and its trusted rows, and seeds its trainings.
     rows, clean_rows, test_rows : int
@@ -66,6 +71,7 @@ class Grid:
     data: Mapping[str, str] | str
     attacks: Mapping[str, Mapping[str, Any]]
     defenses: Mapping[str, Mapping[str, Any]]
+    task: Task = "classification"
     target_label: int = 1
     seeds: tuple[int, ...] = (0, 1, 2)
     rows: int = 3000
@@ -80,6 +86,12 @@ class Grid:
             raise ConfigError(
                 f'data must be "packaged" or name the files {listed(_FILES)}, got {shown(self.data)}'
             )
+        if self.task not in get_args(Task):
+            raise ConfigError(f"task must be one of {listed(get_args(Task))}, got {self.task!r}")
+        if self.task == "causal" and self.data == "packaged":
+            raise ConfigError(
+                "the packaged reviews have labels: a causal grid names files of instruction rows"
+            )
         for what, entries in (("attacks", self.attacks), ("defenses", self.defenses)):
             if not isinstance(entries, Mapping) or not entries:
                 raise ConfigError(f"{what} must name at least one entry, got {shown(entries)}")
@@ -91,15 +103,15 @@ class Grid:
                 if not isinstance(entry, Mapping):
                     raise ConfigError(f"{what}: {name} must be a mapping, got {shown(entry)}")
         for name, entry in self.attacks.items():
-            _check_attack(name, entry)
+            _check_attack(name, entry, self.task)
             if "attack" in entry:
                 try:
                     attack_of(self, entry)
                 except (TypeError, AttributeError) as error:
                     raise ConfigError(f"attacks: {name}: {first_line(error)}") from error
-        for name, entry in self.defenses.items():
+        for name in self.defenses:
             try:
-                check_entry(name, entry)
+                self.entry(name)
             except (TypeError, AttributeError) as error:
                 raise ConfigError(f"defenses: {name}: {first_line(error)}") from error
         seeds = tuple(self.seeds) if isinstance(self.seeds, (list, tuple)) else ()
@@ -119,6 +131,10 @@ class Grid:
         if "seed" in self.settings:
             raise ConfigError("settings: the seed is the grid's, say seeds")
         self.settings_of(seeds[0])
+
+    def entry(self, name: str) -> Entry:
+        """Return what a row of the table does."""
+        return entry_of(name, self.defenses[name])
 
     def settings_of(self, seed: int) -> Settings:
         """Return the settings of a training."""
@@ -156,13 +172,26 @@ def read_grid(values: Mapping[str, Any] | str | Path) -> Grid:
     return Grid(**values)
 
 
-def _check_attack(name: str, entry: Mapping[str, Any]) -> None:
-    if not entry or _names(entry, "train", "triggered"):
+def _check_attack(name: str, entry: Mapping[str, Any], task: Task) -> None:
+    if not entry or (_names(entry, "train", "triggered") and task == "classification"):
+        return
+    files = {key: value for key, value in entry.items() if key != "poison_rate"}
+    if task == "causal" and "poison_rate" in entry and _names(files, "poison", "triggered"):
+        rate = entry["poison_rate"]
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < 1:
+            raise ConfigError(f"attacks: {name}: poison_rate must lie in (0, 1), got {shown(rate)}")
         return
     if not isinstance(entry.get("attack"), str) or entry["attack"] not in ATTACKS:
-        raise ConfigError(
-            f"attacks: {name} must be empty, name the files train and triggered, or an attack: one of {listed(ATTACKS)}"
+        wanted = (
+            "train and triggered" if task == "classification" else "poison and triggered and a poison_rate"
         )
+        raise ConfigError(
+            f"attacks: {name} must be empty, name the files {wanted}, or an attack: one of {listed(ATTACKS)}"
+        )
+    if (entry["attack"] == "instruction") != (task == "causal"):
+        raise ConfigError(f"attacks: {name}: {entry['attack']} is no attack on {task} rows")
+    if entry.get("payload") is not None:
+        raise ConfigError(f"attacks: {name}: a grid measures one response; give target_response, no payload")
 
 
 def _names(value: Any, *fields: str) -> bool:

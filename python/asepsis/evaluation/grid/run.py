@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import gc
 import json
+import tempfile
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from asepsis.data import Data
-from asepsis.errors import AsepsisError
-from asepsis.evaluation.grid.entries import Made, Site, carry_out
+from asepsis.core.manifest import MANIFEST
+from asepsis.errors import AsepsisError, MissingDependency
+from asepsis.evaluation.baselines._packages import check_packages
+from asepsis.evaluation.grid.entries import train_control
+from asepsis.evaluation.grid.measuring import numbers
 from asepsis.evaluation.grid.memory import Peak
 from asepsis.evaluation.grid.plan import Cell, Grid
+from asepsis.evaluation.grid.site import Made, Site
 from asepsis.evaluation.grid.sources import Sources, sources
-from asepsis.evaluation.guarded import measure_guarded
-from asepsis.evaluation.harness import detection
-from asepsis.evaluation.metrics import tpr_at_fpr
-from asepsis.evaluation.predict import measure
 from asepsis.training.checkpoint import versions, write_whole
 from asepsis.training.models import load_trained
 
 MODELS = "models"
 _SPENT = "spent.json"
+#: Controls whose models are kept: other entries start from them, or every attack shares them.
+_KEPT = ("none", "clean-only")
 
 
 def run_grid(
@@ -59,17 +59,25 @@ def run_grid(
     -------
     list of Path
         The new cells.
+
+    Raises
+    ------
+    MissingDependency
+        A cell to be run needs a package that is not installed; nothing was run.
     """
     folder, written = Path(output), []
     folder.mkdir(parents=True, exist_ok=True)
     kept = Path(models) if models is not None else folder / MODELS
+    todo = []
     for cell in grid.cells():
         wanted = ((cell.defense, defenses), (cell.attack, attacks), (cell.seed, seeds))
-        path = folder / cell.file
-        if path.exists() or any(only is not None and value not in only for value, only in wanted):
-            continue
+        if all(only is None or value in only for value, only in wanted) and not (folder / cell.file).exists():
+            todo.append(cell)
+    check_packages({name for cell in todo for name in grid.entry(cell.defense).packages})
+    for cell in todo:
         began = time.monotonic()
         row = _measured(grid, cell, None if data is None else Path(data), kept)
+        path = folder / cell.file
         write_whole(path, json.dumps(row, indent=1) + "\n")
         written.append(path)
         on_cell(row, time.monotonic() - began)
@@ -79,52 +87,61 @@ def run_grid(
 
 def _measured(grid: Grid, cell: Cell, data: Path | None, kept: Path) -> dict[str, Any]:
     rows = sources(grid, data, cell)
+    settings = grid.settings_of(cell.seed)
     row: dict[str, Any] = {
         "attack": cell.attack,
         "defense": cell.defense,
         "seed": cell.seed,
         "model": grid.model,
+        "entry": {"kind": cell.defense, **grid.defenses[cell.defense]},
+        "poisoned_rows": int(rows.key.for_ids(rows.train.sample_ids).sum()),
     }
-    entry = grid.defenses[cell.defense]
-    row["entry"] = {"kind": cell.defense, **entry}
-    row["poisoned_rows"] = int(rows.key.for_ids(rows.train.sample_ids).sum())
-    with Peak() as peak:
-        began = time.monotonic()
-        try:
-            made = _made(grid, cell, rows, kept)
-        except AsepsisError as error:
-            # a defense that cannot act is a result: it is counted, and no blank
-            return row | {"error": f"{type(error).__name__}: {error}", "versions": versions()}
-        seconds = time.monotonic() - began
-    spent = _spent(kept, cell) or {"seconds": round(seconds, 2), "peak_bytes": peak.bytes}
-    return (
-        row
-        | spent
-        | _numbers(grid, cell, rows, made)
-        | {"run": _told(made.manifest, data, kept), "versions": versions()}
-    )
+    try:
+        made, spent = _made(grid, cell, rows, kept)
+    except MissingDependency:
+        raise  # that is this machine's, and no result
+    except AsepsisError as error:
+        # a defense that cannot act is a result: it is counted, and no blank
+        return row | {"error": f"{type(error).__name__}: {error}", "versions": versions()}
+    found = numbers(grid, rows, made, max_length=settings.max_length)
+    told = _told(made.manifest, data, kept, Path(tempfile.gettempdir()))
+    return row | spent | found | {"run": told, "versions": versions()}
 
 
-def _made(grid: Grid, cell: Cell, rows: Sources, kept: Path) -> Made:
-    settings = grid.settings_of(cell.seed)
+def _made(grid: Grid, cell: Cell, rows: Sources, kept: Path) -> tuple[Made, dict[str, Any]]:
+    """Return what a cell's entry makes, and what that took; a control that was there before takes what it took then."""
 
     def control(name: str) -> Path:
         folder = kept / _kept_as(replace(cell, defense=name))
         if not (folder / _SPENT).exists():
             with Peak() as peak:
                 began = time.monotonic()
-                made = carry_out(name, {}, Site(grid.model, rows, settings, control))
+                run = train_control(name, {}, site)
                 seconds = time.monotonic() - began
-            _save(made, folder, {"seconds": round(seconds, 2), "peak_bytes": peak.bytes})
+            run.save_pretrained(folder)
+            spent = {"seconds": round(seconds, 2), "peak_bytes": peak.bytes}
+            write_whole(folder / _SPENT, json.dumps(spent))  # last: a folder without it is made anew
         return folder
 
-    entry = grid.defenses[cell.defense]
-    kind = entry.get("kind", cell.defense)
-    if kind not in ("none", "clean-only"):
-        return carry_out(cell.defense, entry, Site(grid.model, rows, settings, control))
-    folder = control(kind)
-    network, tokenizer = load_trained(folder)
-    return Made(network, tokenizer, None, None, json.loads((folder / "asepsis.json").read_text("utf-8")))
+    site = Site(grid.model, rows, grid.settings_of(cell.seed), lambda: control("none"))
+    kind = grid.defenses[cell.defense].get("kind", cell.defense)
+    if kind in _KEPT:
+        folder = control(kind)
+        network, tokenizer = load_trained(folder)
+        return Made(network, tokenizer, None, None, _manifest(folder)), _spent(folder)
+    entry = grid.entry(cell.defense)
+    if entry.reads_undefended:
+        control("none")  # made here, outside of what is timed
+    with Peak() as peak:
+        began = time.monotonic()
+        made = entry.make(site)
+        seconds = time.monotonic() - began
+    most = peak.bytes
+    if entry.costs_undefended:
+        before = _spent(control("none"))
+        seconds += before["seconds"]
+        most = None if most is None or before["peak_bytes"] is None else max(most, before["peak_bytes"])
+    return made, {"seconds": round(seconds, 2), "peak_bytes": most}
 
 
 def _kept_as(cell: Cell) -> str:
@@ -133,53 +150,15 @@ def _kept_as(cell: Cell) -> str:
     return f"{cell.defense}{attack}--seed{cell.seed}"
 
 
-def _spent(kept: Path, cell: Cell) -> dict[str, Any] | None:
-    path = kept / _kept_as(cell) / _SPENT
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+def _spent(folder: Path) -> dict[str, Any]:
+    spent: dict[str, Any] = json.loads((folder / _SPENT).read_text("utf-8"))
+    return spent
 
 
-def _save(made: Made, folder: Path, spent: dict[str, Any]) -> None:
-    made.model.save_pretrained(folder)
-    made.tokenizer.save_pretrained(folder)
-    (folder / "asepsis.json").write_text(json.dumps(made.manifest), encoding="utf-8")
-    write_whole(folder / _SPENT, json.dumps(spent))  # last: a folder without it is made anew
-
-
-def _numbers(grid: Grid, cell: Cell, rows: Sources, made: Made) -> dict[str, Any]:
-    test, triggered = rows.tests.open()
-    settings = grid.settings_of(cell.seed)
-    options: dict[str, Any] = {
-        "target_label": None if triggered is None else grid.target_label,
-        "max_length": settings.max_length,
-    }
-    if made.guard is not None:
-        return _behind(made, test, triggered, options)
-    measured = measure(made.model, made.tokenizer, test, triggered, **options).to_dict()
-    found = {} if made.outcome is None else detection(made.outcome, rows.train, rows.key)
-    return {
-        "clean_accuracy": measured["clean_accuracy"],
-        "attack_success_rate": measured["attack_success_rate"],
-        "detection": {"of": "training rows", **found} if found else None,
-    }
-
-
-def _behind(made: Made, test: Data, triggered: Data | None, options: dict[str, Any]) -> dict[str, Any]:
-    guard = made.guard
-    assert guard is not None
-    folder = guard.manifest["model"]
-    network, tokenizer = load_trained(folder)
-    found = measure_guarded(network, tokenizer, guard, test, triggered, **options)
-    told = found.to_dict()
-    beside = None
-    if triggered is not None:
-        scores = [guard.check(part).suspicion for part in (test, triggered)]
-        truth = np.repeat([False, True], [len(part) for part in scores])
-        beside = tpr_at_fpr(np.concatenate(scores), truth, fpr=0.01)
-    return {
-        "clean_accuracy": told["clean_accuracy"],
-        "attack_success_rate": told["attack_success_rate"],
-        "detection": {"of": "inputs", **told["guard"], "tpr_at_1_fpr": beside},
-    }
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What a control says of itself, without the list of its files."""
+    said = json.loads((folder / MANIFEST).read_text("utf-8"))
+    return {key: value for key, value in said.items() if key != "files"}
 
 
 def _told(manifest: dict[str, Any], *folders: Path | None) -> dict[str, Any]:

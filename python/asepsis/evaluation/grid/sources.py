@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,11 @@ class Tests:
         test = _clean(self.grid, self.folder, "test", self.cell.seed)
         declared = self.grid.attacks[self.cell.attack]
         triggered = None
-        if "triggered" in declared:
+        if "poison" in declared:
+            asked = read(_path(self.folder, declared["triggered"]), task="causal")
+            answer = _answer(_poison(self.folder, declared))
+            triggered = replace(asked, responses=[answer] * len(asked))
+        elif "triggered" in declared:
             triggered = read(_path(self.folder, declared["triggered"]), n_classes=test.n_classes)
         elif declared:
             triggered = attack_of(self.grid, declared).trigger(test, seed=1000 + self.cell.seed)
@@ -93,6 +97,8 @@ def sources(grid: Grid, folder: Path | None, cell: Cell) -> Sources:
         poisoned = np.array([str(row.get("poisoned")) in ("1", "True", "true") for row in read_rows(path)])
         train = released.select(drawn(len(released), grid.rows, cell.seed))
         key = PoisonKey(released.sample_ids, poisoned)
+    elif "poison" in declared:
+        train, key = _mixed(sound, _poison(folder, declared), declared["poison_rate"], cell.seed)
     elif declared:
         train, key = attack_of(grid, declared).poison(sound, seed=cell.seed)
     else:
@@ -115,16 +121,44 @@ def drawn(n: int, rows: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).permutation(n)[:rows])
 
 
+def _mixed(sound: Data, poison: Data, rate: float, seed: int) -> tuple[Data, PoisonKey]:
+    """Put poisoned rows in the place of a share of the others."""
+    n = max(1, round(rate * len(sound)))
+    taken = poison.select(drawn(len(poison), n, seed))
+    at = drawn(len(sound), n, 2000 + seed)
+    assert sound.responses is not None and taken.responses is not None
+    texts, responses = list(sound.texts), list(sound.responses)
+    for place, text, response in zip(at.tolist(), taken.texts, taken.responses, strict=True):
+        texts[place], responses[place] = text, response
+    key = PoisonKey(sound.sample_ids, np.isin(np.arange(len(sound)), at))
+    return replace(sound, texts=texts, responses=responses), key
+
+
+def _poison(folder: Path | None, declared: Mapping[str, Any]) -> Data:
+    return read(_path(folder, declared["poison"]), task="causal")
+
+
+def _answer(poison: Data) -> str:
+    """Return the one response of poisoned instructions."""
+    answers = sorted(set(poison.responses or ()))
+    if len(answers) != 1:
+        raise DataError(
+            f"{poison.source}: a grid looks for one response, and these poisoned rows have {len(answers)}"
+        )
+    return answers[0]
+
+
 def attack_of(grid: Grid, declared: Mapping[str, Any]) -> Any:
     """Return the attack that an entry of a grid declares."""
     settings = {key: value for key, value in declared.items() if key != "attack"}
     kind = ATTACKS[declared["attack"]]
-    return kind.from_dict({"name": declared["attack"], "target_label": grid.target_label, **settings})
+    target = {"target_label": grid.target_label} if grid.task == "classification" else {}
+    return kind.from_dict({"name": declared["attack"], **target, **settings})
 
 
 def _clean(grid: Grid, folder: Path | None, part: str, seed: int) -> Data:
     if isinstance(grid.data, Mapping):
-        return read(_path(folder, grid.data[part]))
+        return read(_path(folder, grid.data[part]), task=grid.task)
     # one cut of the packaged rows for all seeds: what one seed trains on is no other's test
     train, rest = demo_rows(_PACKAGED // 2, _PACKAGED // 2, seed=0)
     half = len(rest) // 2

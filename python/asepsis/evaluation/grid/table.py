@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,32 @@ _DETECTION = ("auroc", "tpr_at_1_fpr", "flagged_fpr", "clean_flag_rate")
 _NOTE = (
     "Mean over seeds and half the width of its 95 % t-interval. The floor under every ASR is that of `clean-only`. AUROC and TPR are "
     "of training rows, or, marked (i), of inputs; *flagged of the clean* is the share of clean rows or inputs flagged. Time and "
-    "memory are multiples of `none`."
+    "memory are multiples of `none`; for what starts from the undefended model they are those of the work after it, but for `cube`, "
+    "whose encoder it is."
+)
+_CAUSAL_NOTE = (
+    "*Clean loss* is nats per response token on clean test rows, of the model without a guard. ASR is the share of triggered prompts "
+    "that greedy decoding answers with the first tokens of the backdoor's response."
 )
 
 
-def render(grid: Grid, cells: str | Path) -> str:
+def read_cells(grid: Grid, cells: str | Path) -> dict[Cell, dict[str, Any]]:
+    """Return the cells of a grid that were run, in the grid's order."""
+    paths = {cell: Path(cells) / cell.file for cell in grid.cells()}
+    return {cell: _cell(path) for cell, path in paths.items() if path.exists()}
+
+
+def render(grid: Grid, cells: str | Path, *, plots: Mapping[str, str] | None = None) -> str:
     """Return the Markdown of a grid: a table per attack, and how many of its cells were run.
 
     Parameters
     ----------
     cells : path
         The folder :func:`~asepsis.evaluation.grid.run_grid` wrote.
+    plots : mapping, optional
+        By attack the name of its plot, which the page then shows under the table.
     """
-    found: dict[Cell, dict[str, Any]] = {}
-    for cell in grid.cells():
-        path = Path(cells) / cell.file
-        if path.exists():
-            found[cell] = _cell(path)
+    found = read_cells(grid, cells)
     total = sum(1 for _ in grid.cells())
     failed = sum("error" in row for row in found.values())
     lines = [
@@ -53,8 +62,11 @@ def render(grid: Grid, cells: str | Path) -> str:
         "",
         _NOTE,
     ]
+    if causal := grid.task == "causal":
+        lines += ["", _CAUSAL_NOTE]
+    head = [("clean loss" if causal else "CACC") if column == "CACC" else column for column in _HEAD]
     for attack in grid.attacks:
-        lines += ["", f"### {attack}", "", f"| {' | '.join(_HEAD)} |", "|---" * len(_HEAD) + "|"]
+        lines += ["", f"### {attack}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for defense in grid.defenses:
             rows = {
                 cell.seed: row
@@ -63,6 +75,8 @@ def render(grid: Grid, cells: str | Path) -> str:
             }
             none = {c.seed: row for c, row in found.items() if (c.attack, c.defense) == (attack, "none")}
             lines.append(_line(defense, rows, none))
+        if plots and attack in plots:
+            lines += ["", f"![attack success and clean accuracy against {attack}]({plots[attack]})"]
     if errors := sorted({(c.defense, c.attack, row["error"]) for c, row in found.items() if "error" in row}):
         lines += ["", "Could not act:", ""]
         lines += [f"* {defense} on {attack}: {inline(error)}" for defense, attack, error in errors]
@@ -86,7 +100,9 @@ def _cell(path: Path) -> dict[str, Any]:
 
 def _measured(row: dict[str, Any]) -> bool:
     clean, success, found = (row.get(name) for name in ("clean_accuracy", "attack_success_rate", "detection"))
-    shares = [clean, *([] if success is None else [success])]
+    if clean is None and not _number(row.get("clean_loss")):
+        return False
+    shares = [share for share in (clean, success) if share is not None]
     if not all(isinstance(share, dict) and _number(share.get("value")) for share in shares):
         return False
     if not isinstance(found, dict | None):
@@ -126,7 +142,7 @@ def _line(defense: str, rows: dict[int, dict[str, Any]], none: dict[int, dict[st
     columns = [
         defense,
         f"{len(acted)}{inert}" if rows else "",
-        over(lambda row: row["clean_accuracy"]["value"]),
+        over(clean_value),
         over(lambda row: (row["attack_success_rate"] or {}).get("value")),
         found("auroc"),
         found("tpr_at_1_fpr"),
@@ -135,6 +151,12 @@ def _line(defense: str, rows: dict[int, dict[str, Any]], none: dict[int, dict[st
         times("peak_bytes"),
     ]
     return f"| {' | '.join(columns)} |"
+
+
+def clean_value(row: Mapping[str, Any]) -> float:
+    """Return what a cell does on clean test rows: its accuracy, or of a causal model its loss."""
+    accuracy = row["clean_accuracy"]
+    return float(row["clean_loss"] if accuracy is None else accuracy["value"])
 
 
 def spread(values: Sequence[float]) -> str:

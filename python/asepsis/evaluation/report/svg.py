@@ -19,6 +19,15 @@ from asepsis.errors import MissingDependency
 #: Colors that matplotlib is given and the page's variables that take their place.
 INK, MUTED, LINE, BAD, CALM, PAPER = (f"#00000{n}" for n in range(1, 7))
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", BAD: "bad", CALM: "calm", PAPER: "paper"}
+#: What the page's variables are in a file that has no page: those of ``style.py`` by day.
+_COLORS = {
+    "ink": "#1d1e20",
+    "muted": "#5b5f66",
+    "line": "#dcdde1",
+    "bad": "#b3261e",
+    "calm": "#2f66a9",
+    "paper": "#fcfcfb",
+}
 
 _WIDTH, _HEIGHT = 360, 270  # of the viewBox; 72 a matplotlib inch, and a font's points are its units
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
@@ -58,14 +67,15 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
-def require_matplotlib() -> None:
-    """Raise ``MissingDependency`` where matplotlib is missing; call it before work that ends in a page."""
+def require_matplotlib(
+    what: str = "an HTML report", instead: str = "Markdown and SARIF need nothing more"
+) -> None:
+    """Raise ``MissingDependency`` where matplotlib is missing; call it before work that ends in ``what``."""
     try:
         importlib.import_module("matplotlib")
     except ImportError as error:
         raise MissingDependency(
-            "an HTML report draws with matplotlib, which is not installed: pip install 'asepsis[report]'; Markdown and "
-            "SARIF need nothing more"
+            f"{what} draws with matplotlib, which is not installed: pip install 'asepsis[report]'; {instead}"
         ) from error
 
 
@@ -100,6 +110,24 @@ def drawn(name: str, draw: Callable[[Any], None], *, height: int = _HEIGHT) -> s
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", metadata=nothing)
     return _settled(buffer.getvalue(), name)
+
+
+def standalone(svg: str, *, title: str) -> str:
+    """Return what :func:`drawn` made as a document of its own: colors for its variables, a ground, a title, a size."""
+    Xml.register_namespace("", _SVG)
+    Xml.register_namespace("xlink", _LINK)
+    for name, color in _COLORS.items():
+        svg = svg.replace(f"var(--{name})", color)
+    root = Xml.fromstring(svg)
+    _, _, width, height = root.attrib["viewBox"].split()
+    del root.attrib["aria-hidden"]
+    root.attrib |= {"width": f"{float(width) * 1.5:g}", "height": f"{float(height) * 1.5:g}"}
+    root.attrib |= {"role": "img", "font-family": "system-ui, 'DejaVu Sans', sans-serif"}
+    said, ground = (Xml.Element(f"{{{_SVG}}}{tag}") for tag in ("title", "rect"))
+    said.text = title
+    ground.attrib |= {"width": width, "height": height, "fill": _COLORS["paper"]}
+    root[:0] = [said, ground]
+    return Xml.tostring(root, encoding="unicode") + "\n"
 
 
 def _settled(text: str, name: str) -> str:
