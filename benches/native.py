@@ -36,10 +36,11 @@ import torch
 from row_stats import blocked, by_numpy, by_numpy_einsum, by_torch
 
 from asepsis import _native
+from asepsis.core.ledger import LossLedger
 from asepsis.kernels import row_stats
 
 Case = Callable[[], Any]
-PARTS = ("statistics", "lowest", "sorts", "classes", "huge")
+PARTS = ("statistics", "lowest", "sorts", "classes", "ledger", "huge")
 
 
 def measure(cases: dict[str, Case], seconds: float) -> dict[str, list[float]]:
@@ -285,6 +286,31 @@ def classes(table: Table, values: np.ndarray, n_odd: int) -> None:
         )
 
 
+def ledger(table: Table, n: int) -> None:
+    for batch in (32, 1024, 65_536):
+        rng, count = np.random.default_rng(3), min(n, 4096 * batch)
+        positions, losses = rng.permutation(n)[:count], rng.random(count, dtype=np.float32)
+        cuts = [slice(at, at + batch) for at in range(0, count, batch)]
+        batches = [(positions[cut], losses[cut]) for cut in cuts]
+        kept, column, seen = LossLedger(n), np.full(n, np.nan, np.float32), np.zeros(n, np.bool_)
+
+        def ours(batches: Any = batches, kept: LossLedger = kept) -> None:
+            for positions, losses in batches:
+                kept.observe(positions, losses)
+
+        def theirs(batches: Any = batches, column: np.ndarray = column, seen: np.ndarray = seen) -> None:
+            for positions, losses in batches:
+                column[positions] = losses
+                seen[positions] = True
+
+        ours()
+        theirs()
+        assert kept.end_epoch().observed == seen.sum()
+        np.testing.assert_array_equal(kept.column(0), column)
+        job = f"{count:.0e} losses into {n:.0e}, {batch} at a time"
+        table.add("-", job, ours, {"numpy, losses and a mask": (theirs, None)})
+
+
 # in a process of its own: in this one the allocator has memory left over that would be used first
 _MEMORY = """
 import sys
@@ -381,6 +407,8 @@ def main() -> None:
         sorts(table, values)
     if "classes" in args.parts:
         classes(table, values["exponential"], args.odd_values)
+    if "ledger" in args.parts:
+        ledger(table, args.values)
     if args.baseline:
         builds(table, args.baseline, values["exponential"], args.rows, args.columns)
     del values
