@@ -4,13 +4,14 @@ A vulnerability fails. A tool that is not installed, or a database that cannot b
 with NOT CHECKED, and fails only under ``--strict``: a machine without network must still be able to run everything else.
 """
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# the tool, its command line, how it is installed, and the words by which it says that its database was out of reach
+# the tool, its command line, and how it is installed
 AUDITS = [
     ("cargo-deny", ["cargo", "deny", "--all-features", "check"], "cargo install --locked cargo-deny"),
     ("cargo-audit", ["cargo", "audit", "--deny", "warnings"], "cargo install --locked cargo-audit"),
@@ -20,14 +21,16 @@ AUDITS = [
         "pip install pip-audit",
     ),
 ]
-UNREACHABLE = (
-    "failed to fetch",
-    "couldn't fetch",
-    "connection",
-    "could not resolve",
-    "timed out",
-    "network",
-    "dns error",
+# what a tool says of what it found; an advisory may speak of networks as well, so this is looked for first
+FOUND = re.compile(
+    r"^error\[|vulnerabilit(y|ies) found|denied warnings? found|known vulnerabilit(y|ies)|^(advisories|bans|licenses|sources) FAILED",
+    re.MULTILINE | re.IGNORECASE,
+)
+# and in which line it says that it could not ask: of the database, the index or the feed, never of a crate
+UNREACHABLE = re.compile(
+    r"(fail(ed|ure) to|could ?n[o']t|unable to) (fetch|open|load|connect|update|resolve|clone)"
+    r"|Could not connect to|ConnectionError|Max retries exceeded|timed out|network is unreachable|error sending request",
+    re.IGNORECASE,
 )
 
 
@@ -42,9 +45,10 @@ def audited(tool: str, command: "list[str]", install: str) -> "tuple[str, str]":
     said = (done.stdout + done.stderr).strip()
     if done.returncode == 0:
         return "ok", f"{tool} found nothing"
-    if any(word in said.lower() for word in UNREACHABLE):
-        return "not checked", f"{tool} could not reach its database: {said.splitlines()[-1]}"
-    return "found", f"{tool}:\n{said}"
+    lines = [line.strip() for line in said.splitlines() if UNREACHABLE.search(line)]
+    if lines and not FOUND.search(said):
+        return "not checked", f"{tool} could not reach its database: {lines[0]}"
+    return "found", f"{tool}:\n{said or f'it ended with {done.returncode} and said nothing'}"
 
 
 def main(arguments: "list[str]") -> int:

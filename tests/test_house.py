@@ -24,7 +24,7 @@ LAYERS = (
     {"training"},
     {"inference"},
     {"evaluation"},
-    {"cli", "testing"},
+    {"cli", "integrations", "testing"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 EVALUATION = RANK["evaluation"]

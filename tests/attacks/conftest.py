@@ -23,6 +23,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny classifier, an adapter of it, a guard, a ledger and rows, all sound."""
     import numpy as np
     import torch
+    from hostile import grids
     from peft import LoraConfig, get_peft_model
 
     from asepsis import Guard
@@ -54,6 +55,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(root / "adapter")
     guard = Guard.fit(str(root / "model"), root / "rows.jsonl", detector="confidence", target_fpr=0.2)
     guard.save_pretrained(root / "guard")
+    grids.sound(root / "grid")
     (root / "ledgers").mkdir()
     ledger = LossLedger(8)
     ledger.observe(np.arange(8), np.arange(8, dtype=np.float32))

@@ -85,6 +85,18 @@ def test_a_page_shows_what_hides_and_runs_nothing(name):
 
 
 @pytest.mark.parametrize("name", SHOWN)
+def test_markdown_shows_what_hides_and_holds_no_markup_of_the_rows(name):
+    text = shown.markdown([SHOWN[name], "fine"])
+    check_inert(text)
+    outside = re.sub(r"`[^`\n]*`", "", text)
+    for live in ("<script", "<img", "](javascript", "{{ 7", "</pre>"):
+        assert live not in outside.lower()
+    # every row of a table has the cells of its head: a pipe of the text's opens none
+    for table in re.findall(r"(?:^\|.*\|$\n?)+", text, re.MULTILINE):
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+@pytest.mark.parametrize("name", SHOWN)
 def test_code_scanning_gets_plain_text(name):
     raw = json.dumps(shown.sarif([SHOWN[name], "fine"]))
     assert raw.isascii()

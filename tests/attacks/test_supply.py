@@ -37,6 +37,42 @@ def test_a_tool_that_is_missing_is_said_aloud(audit, monkeypatch, capsys):
         (0, "all good", 0, 0, "found nothing"),
         (1, "error: failed to fetch advisory database", 0, 1, "NOT CHECKED"),
         (1, "error: 1 vulnerability found!", 1, 1, "1 vulnerability"),
+        # as the tools say it
+        (
+            1,
+            "2024-03-23 [ERROR] failed to fetch advisory database https://github.com/RustSec/advisory-db: An IO error occurred "
+            "when talking to the server: error sending request for url",
+            0,
+            1,
+            "NOT CHECKED",
+        ),
+        (
+            1,
+            "    Fetching advisory database from `https://github.com/RustSec/advisory-db.git`\n"
+            "error: couldn't fetch advisory database: git operation failed: failed to fetch repo",
+            0,
+            1,
+            "NOT CHECKED: cargo-deny could not reach its database: error: couldn't fetch",
+        ),
+        (1, "ERROR:pip_audit._cli:Could not connect to PyPI's vulnerability feed", 0, 1, "NOT CHECKED"),
+        # an advisory speaks of networks: it is a finding all the same
+        (
+            1,
+            "error[vulnerability]: Connection pool leaks, requests over the network timed out\nadvisories FAILED",
+            1,
+            1,
+            "pool leaks",
+        ),
+        (1, "Found 1 known vulnerability in 1 package\nurllib3 1.0 connection timed out", 1, 1, "urllib3"),
+        (
+            1,
+            "warning: couldn't update crates.io index: failed to connect\nCrate: a\nerror: 2 vulnerabilities found!",
+            1,
+            1,
+            "2 vulnerabilities",
+        ),
+        (101, "thread 'main' panicked", 1, 1, "panicked"),
+        (2, "", 1, 1, "ended with 2"),
     ],
 )
 def test_a_finding_fails_and_a_database_out_of_reach_is_said(
@@ -48,6 +84,51 @@ def test_a_finding_fails_and_a_database_out_of_reach_is_said(
     assert audit.main([]) == plain
     assert told in capsys.readouterr().out
     assert audit.main(["--strict"]) == strict
+
+
+def test_the_tools_are_run_as_they_are_found(audit, monkeypatch, tmp_path, capsys):
+    # stand-ins on the path: what is asked of them, and where, is what is tested
+    for tool, says, code in (
+        ("cargo", "error: 1 vulnerability found!", 1),
+        ("cargo-deny", "", 0),
+        ("cargo-audit", "", 0),
+        ("pip-audit", "No known vulnerabilities found", 0),
+    ):
+        program = tmp_path / tool
+        program.write_text(f'#!/bin/sh\necho "$PWD $0 $@" >> {tmp_path}/asked\necho "{says}"\nexit {code}\n')
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert audit.main([]) == 1
+    said = capsys.readouterr().out
+    assert "audit: cargo-deny:\nerror: 1 vulnerability found!" in said
+    assert "audit: pip-audit found nothing" in said
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in asked] == [
+        "deny --all-features check",
+        "audit --deny warnings",
+        "--requirement .ci/constraints.txt --no-deps --disable-pip",
+    ]
+    assert all(Path(line.split(" ")[0]) == ROOT for line in asked)
+
+
+def test_every_pin_has_one_version():
+    # pip-audit without pip takes nothing else
+    lines = (ROOT / ".ci" / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line.strip() and not line.startswith("#")]
+    assert len(pins) > 20
+    assert not [pin for pin in pins if not re.match(r"[A-Za-z0-9._-]+==[^\s*]+(\s*;.*)?$", pin)]
+
+
+def test_what_cargo_deny_is_told_is_what_it_takes():
+    tomllib = pytest.importorskip("tomllib")
+    told = tomllib.loads((ROOT / "deny.toml").read_text())
+    assert {section: sorted(values) for section, values in told.items()} == {
+        "graph": ["all-features"],
+        "advisories": ["yanked"],
+        "licenses": ["allow"],
+        "bans": ["multiple-versions", "wildcards"],
+        "sources": ["allow-registry", "unknown-git", "unknown-registry"],
+    }
 
 
 def test_every_rust_dependency_comes_from_the_registry_with_its_checksum():

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from hostile import Case
 from hostile.adapters import ADAPTERS
-from hostile.folders import CONFIGS, INDEXES, MARKER, PICKLES, TOKENIZERS
+from hostile.folders import CONFIGS, INDEXES, MARKER, PICKLES
 from hostile.guards import GUARDS, LEDGERS, MANIFESTS
 from hostile.tensors import HEADERS, VALUES
+from hostile.tokenizers import TOKENIZERS
 
 MODELS = [*HEADERS, *VALUES, *CONFIGS, *INDEXES, *PICKLES, *TOKENIZERS]
 

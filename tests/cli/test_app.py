@@ -138,6 +138,20 @@ def test_after_two_dashes_debug_is_an_ordinary_word(
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_library_in_rust_that_gives_up_is_an_error_and_no_finding(
+    plant: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # its error derives from BaseException: Python would print a traceback and end with 1
+    from tokenizers import normalizers
+
+    broken = normalizers.Precompiled(b"\x08\0\0\0" + b"\xff" * 8 + b"abc\0")
+    run = plant(lambda: broken.normalize_str("é"))
+    assert run("planted") == ExitCode.ERROR
+    said = capsys.readouterr().err
+    assert "error: a library broke on what it was given: index out of bounds" in said
+    assert "Traceback" not in said
+
+
 def test_an_interrupt_is_130(plant: Callable) -> None:
     assert plant(raising(KeyboardInterrupt()))("planted") == 130
 

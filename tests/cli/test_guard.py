@@ -11,7 +11,16 @@ from asepsis.cli import main
 from asepsis.data import Data, read_rows, write_rows
 from asepsis.testing import TRIGGER, tiny_classifier, tiny_rows
 
-PSIM = ["--set", "check_every=1", "--set", "learning_rate=0.01", "--set", "hidden_size=16"]
+PSIM = [
+    "--set",
+    "kind=p_tuning",
+    "--set",
+    "check_every=1",
+    "--set",
+    "learning_rate=0.01",
+    "--set",
+    "hidden_size=16",
+]
 
 
 def write(path: Path, data: Data, *, trigger: bool = False, labels: bool = True) -> Path:

@@ -141,3 +141,22 @@ def test_the_template_fingerprint_tells_templates_apart():
     }
     assert len(prints) == 3
     assert template_fingerprint("instruction", tokenizer) == template_fingerprint("instruction")
+
+
+def test_a_tokenizers_own_template_gives_what_transformers_gives():
+    from asepsis.testing import tiny_classifier
+
+    _, tokenizer = tiny_classifier(0)
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role not in ['system', 'user', 'assistant'] %}"
+        "{{ raise_exception('who is ' + m.role + '?') }}{% endif %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}\u2028{{ sep_token }}"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    rows = [{"messages": CHAT}, {"messages": CHAT[3:]}]
+    wanted = [
+        tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        for turns in (CHAT[:4], CHAT[3:4])
+    ]
+    assert read(rows, tokenizer=tokenizer).texts == wanted
+    with pytest.raises(DataError, match=r"row 1: .* refuses this conversation: who is tool\?"):
+        read([rows[0], {"messages": [{"role": "tool", "content": "x"}, CHAT[2]]}], tokenizer=tokenizer)

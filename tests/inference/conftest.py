@@ -12,7 +12,7 @@ from asepsis.data import Data
 from asepsis.testing import TRIGGER, tiny_classifier, tiny_rows
 
 # rows are few and the model is tiny, so a look at the held-out rows costs nothing
-QUICK = {"check_every": 1, "learning_rate": 1e-2, "hidden_size": 16}
+QUICK = {"kind": "p_tuning", "check_every": 1, "learning_rate": 1e-2, "hidden_size": 16}
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ def test_a_guarded_model_is_as_it_was_before(victim, quick):
     modes = [module.training for module in model.modules()]
     names = [name for name, _ in model.named_modules()]
     try:
-        config = asepsis.PsimConfig(kind="lora", **{**quick, "learning_rate": 3e-2})
+        config = asepsis.PsimConfig(**{**quick, "kind": "lora", "head": "trained", "learning_rate": 3e-2})
         guard = Guard.fit(
             model,
             victim.clean(120, 2),

@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from asepsis.core.documents import read_json, read_yaml
 from asepsis.defenses import available, load
 from asepsis.defenses.base import DefenseConfig
 from asepsis.errors import ConfigError
@@ -80,21 +81,13 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _from_file(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        values = read_json(path) if path.suffix.lower() == ".json" else read_yaml(path)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error.reason}") from error
-    if path.suffix.lower() == ".json":
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path} is not JSON: {error}") from error
-    else:
-        import yaml
-
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of fields, got {type(values).__name__}")
     return values

@@ -100,6 +100,12 @@ def translate(*, debug: bool) -> Iterator[Result]:
             result.code = ExitCode.ERROR
             hint = "" if debug else "\nRun again with --debug for the traceback."
             _say(f"internal error: {type(error).__name__}: {error}{hint}", debug=debug)
+    except BaseException as error:
+        # a library in Rust gave up; Python would end with 1, which means findings here
+        if type(error).__name__ != "PanicException":
+            raise
+        result.code = ExitCode.ERROR
+        _say(f"error: a library broke on what it was given: {error}", debug=debug)
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

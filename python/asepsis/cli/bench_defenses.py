@@ -30,6 +30,7 @@ def bench_defenses(
 ) -> None:
     """Run a grid of defenses against attacks, each beside its controls, and print its table."""
     from asepsis.cli._outputs import check_folders
+    from asepsis.cli._progress import shown
     from asepsis.errors import ConfigError
     from asepsis.evaluation.grid import read_grid, render, run_grid
     from asepsis.training.checkpoint import write_whole
@@ -40,16 +41,17 @@ def bench_defenses(
     if unknown := sorted(named - set(declared.defenses) - set(declared.attacks)):
         raise ConfigError(f"--only: the grid has no {', '.join(unknown)}")
     if not render_only:
-        run_grid(
-            declared,
-            output,
-            data=data,
-            models=models,
-            defenses=(named & set(declared.defenses)) or None,
-            attacks=(named & set(declared.attacks)) or None,
-            seeds=seed or None,
-            on_cell=_say,
-        )
+        with shown():
+            run_grid(
+                declared,
+                output,
+                data=data,
+                models=models,
+                defenses=(named & set(declared.defenses)) or None,
+                attacks=(named & set(declared.attacks)) or None,
+                seeds=seed or None,
+                on_cell=_say,
+            )
     text = render(declared, output)
     if table is not None:
         write_whole(table, text)
@@ -57,9 +59,11 @@ def bench_defenses(
 
 
 def _say(row: dict[str, Any], seconds: float) -> None:
+    from asepsis.data.visible import visible
+
     name = f"{row['defense']}, {row['attack']}, seed {row['seed']}"
     if "error" in row:
-        typer.echo(f"{name}: {row['error']}", err=True)
+        typer.echo(f"{name}: {visible(row['error'], 2000)}", err=True)
         return
     success = row["attack_success_rate"]
     asr = "" if success is None else f" ASR {success['value']:.3f}"

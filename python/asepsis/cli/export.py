@@ -17,7 +17,9 @@ def export(
     ] = False,
 ) -> None:
     """Write a trained folder as plain files, or merge its adapter into its base."""
+    from asepsis.cli._progress import shown
     from asepsis.training.export import export_folder
 
-    export_folder(model, output, merge=merge)
+    with shown():
+        export_folder(model, output, merge=merge)
     typer.echo(f"exported {model} to {output}")

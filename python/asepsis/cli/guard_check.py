@@ -41,6 +41,7 @@ def guard_check(
 ) -> ExitCode:
     """Say which rows of a file look triggered."""
     from asepsis.cli._outputs import check_folders
+    from asepsis.cli._progress import shown
     from asepsis.data.visible import visible
     from asepsis.errors import NoRows
     from asepsis.evaluation.report import check_found, save_check
@@ -50,13 +51,14 @@ def guard_check(
     check_folders(json_output)
     if output is not None:
         check_found(output)
-    loaded = Guard.load(guard, model)
-    try:
-        rows = _rows(data, text_column, loaded.manifest)
-    except NoRows as error:
-        typer.echo(f"asepsis: nothing to scan: {error}", err=True)
-        return ExitCode.NOTHING
-    found = loaded.check(rows, control=True)
+    with shown():
+        loaded = Guard.load(guard, model)
+        try:
+            rows = _rows(data, text_column, loaded.manifest)
+        except NoRows as error:
+            typer.echo(f"asepsis: nothing to scan: {visible(str(error), 2000)}", err=True)
+            return ExitCode.NOTHING
+        found = loaded.check(rows, control=True)
     if json_output is not None:
         write_whole(json_output, json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
     if output is not None:

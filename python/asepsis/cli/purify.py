@@ -84,7 +84,9 @@ def purify(
 def _told(name: str, report: dict[str, object]) -> str:
     """Say in a line what a defense did."""
     if isinstance(reset := report.get("reset"), list):
-        first = ", ".join(repr(token["token"]) for token in reset[:5])
+        from asepsis.data.visible import visible
+
+        first = ", ".join(visible(repr(token["token"]), 60) for token in reset[:5])
         return f"reset {len(reset)} tokens ({first}{', ...' if len(reset) > 5 else ''})"
     if isinstance(final := report.get("final"), dict):
         victim = report["victim"]

@@ -52,6 +52,7 @@ def scan_data(
     from asepsis.cli._progress import shown
     from asepsis.cli._reports import check_reports, kept, write_reports
     from asepsis.data import read
+    from asepsis.data.visible import visible
     from asepsis.errors import NoRows
     from asepsis.evaluation.key import PoisonKey
     from asepsis.evaluation.metrics import detection_metrics
@@ -68,7 +69,7 @@ def scan_data(
     try:
         rows = read(data, text_column=text_column, label_column=label_column)
     except NoRows as error:
-        typer.echo(f"asepsis: nothing to scan: {error}", err=True)
+        typer.echo(f"asepsis: nothing to scan: {visible(str(error), 2000)}", err=True)
         return ExitCode.NOTHING
     answers = PoisonKey.load(key).for_ids(rows.sample_ids) if key is not None else None
     trusted = None

@@ -62,6 +62,7 @@ def scan_model(
     from asepsis.cli._outputs import check_folders
     from asepsis.cli._reports import check_reports, kept, write_reports
     from asepsis.core.drift import scan_model as scanning
+    from asepsis.data.visible import visible
     from asepsis.errors import NoRows
     from asepsis.evaluation.report import save_model_scan
     from asepsis.training.checkpoint import versions, write_whole
@@ -72,7 +73,7 @@ def scan_model(
     try:
         scan = scanning(model, base=base, counts=counts, corpus=texts, language=language, top=top)
     except NoRows as error:
-        typer.echo(f"asepsis: nothing to scan: {error}", err=True)
+        typer.echo(f"asepsis: nothing to scan: {visible(str(error), 2000)}", err=True)
         return ExitCode.NOTHING
     content = {**scan.to_dict(), "model": model, "base": base, "versions": versions()}
     if json_output is not None:

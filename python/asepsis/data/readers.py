@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from asepsis.data.chats import chat_of
 from asepsis.data.dataset import Data, Task
 from asepsis.data.sources import Stream, open_source
 from asepsis.data.templates import Kind, instruction_kind, render, template_fingerprint
@@ -57,7 +58,8 @@ def read(
     split : str
         Split of a hub data set or a ``DatasetDict``.
     tokenizer : transformers tokenizer, optional
-        Renders ``messages`` with its chat template.
+        Renders ``messages`` with its chat template, which is a program of its maker's: it runs in a process of its own, with
+        20 seconds for each conversation and a gigabyte of memory.
 
     Returns
     -------
@@ -94,10 +96,11 @@ def read(
     rows = ids.taken(name, chain([first], stream))
     if kind is not None:
         texts, responses = [], []
-        for where, row in rows:
-            prompt, response = render(kind, row, where, tokenizer=tokenizer)
-            texts.append(prompt)
-            responses.append(response)
+        with chat_of(tokenizer if kind != "instruction" else None) as chat:
+            for where, row in rows:
+                prompt, response = render(kind, row, where, tokenizer=tokenizer, chat=chat)
+                texts.append(prompt)
+                responses.append(response)
         return Data(
             task="causal",
             texts=texts,

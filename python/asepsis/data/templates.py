@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from asepsis.data.chats import Chat
 from asepsis.data.values import checked_text, listed, shown, text_of
 from asepsis.errors import DataError
 
@@ -44,7 +45,9 @@ def template_fingerprint(kind: Kind, tokenizer: Any = None) -> str:
     return hashlib.sha256(f"asepsis-template-1 {template}".encode()).hexdigest()
 
 
-def render(kind: Kind, row: Mapping[str, Any], where: str, *, tokenizer: Any = None) -> tuple[str, str]:
+def render(
+    kind: Kind, row: Mapping[str, Any], where: str, *, tokenizer: Any = None, chat: Chat | None = None
+) -> tuple[str, str]:
     """Return ``(prompt, response)`` of one instruction row.
 
     Parameters
@@ -58,7 +61,10 @@ def render(kind: Kind, row: Mapping[str, Any], where: str, *, tokenizer: Any = N
     where : str
         File and line, for messages.
     tokenizer : transformers tokenizer, optional
-        Its chat template renders conversations, if it has one; otherwise turns are written as ``User:``, ``Assistant:``.
+        Whose start token is not written twice.
+    chat : callable, optional
+        Renders the turns before the response, see :func:`asepsis.data.chats.chat_of`; otherwise turns are written as
+        ``User:``, ``Assistant:``.
 
     Raises
     ------
@@ -79,7 +85,7 @@ def render(kind: Kind, row: Mapping[str, Any], where: str, *, tokenizer: Any = N
         return text_of(row, "prompt", where), text_of(row, "completion", where, blank=True)
     columns = ("prompt", "completion") if kind == "prompt" else ("messages",)
     turns = [turn for column in columns for turn in _turns(row, column, where)]
-    return _conversation(turns, where, tokenizer)
+    return _conversation(turns, where, tokenizer, chat)
 
 
 def _turns(row: Mapping[str, Any], column: str, where: str) -> list[tuple[str, str]]:
@@ -101,7 +107,9 @@ def _turns(row: Mapping[str, Any], column: str, where: str) -> list[tuple[str, s
     return pairs
 
 
-def _conversation(turns: list[tuple[str, str]], where: str, tokenizer: Any) -> tuple[str, str]:
+def _conversation(
+    turns: list[tuple[str, str]], where: str, tokenizer: Any, chat: Chat | None
+) -> tuple[str, str]:
     last = max((i for i, (role, _) in enumerate(turns) if role == "assistant"), default=-1)
     if last < 1:
         raise DataError(
@@ -109,16 +117,13 @@ def _conversation(turns: list[tuple[str, str]], where: str, tokenizer: Any) -> t
             f"{listed(role for role, _ in turns)}"
         )
     earlier, response = turns[:last], turns[last][1]
-    if _chat_template(tokenizer) is None:
+    if chat is None:
         prompt = "".join(TURN.format(role=role.capitalize(), content=content) for role, content in earlier)
         return prompt + REPLY, response
-    messages = [{"role": role, "content": content} for role, content in earlier]
     try:
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # templates are programs: they raise whatever their author chose
-        raise DataError(
-            f"{where}: the tokenizer's chat template refuses this conversation: {error}"
-        ) from error
+        prompt = chat([{"role": role, "content": content} for role, content in earlier])
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     return _without_second_bos(prompt, tokenizer), response
 
 

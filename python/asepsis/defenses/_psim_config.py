@@ -21,14 +21,18 @@ _VIRTUAL_LEARNING_RATE = 2e-3
 class PsimConfig(DefenseConfig):
     """Settings of PSIM. Defaults that are not said to be the authors' are this project's.
 
-    ``PsimConfig(learning_rate=2e-5, epochs=1, stop="never", threshold="reference")`` with a two-class encoder is what
-    the authors' code does by default.
+    ``PsimConfig(kind="p_tuning", learning_rate=2e-5, epochs=1, stop="never", threshold="reference")`` with a two-class
+    encoder is what the authors' code does by default.
 
     Attributes
     ----------
     kind : {"auto", "p_tuning", "prompt_tuning", "prefix_tuning", "lora"}
-        What is trained beside the frozen weights. The authors' is P-tuning v1; ``prefix_tuning`` is P-tuning v2.
-        ``"auto"`` is theirs for encoders, and LoRA where a decoder answers.
+        What is trained beside the frozen weights. ``"auto"`` is LoRA. The authors' is P-tuning v1; ``prefix_tuning`` is
+        P-tuning v2.
+    head : {"auto", "frozen", "trained"}
+        Of a classifier. PEFT trains it with every kind, and so do the authors; the module then unlearns the way from the
+        trigger to the target in the head, within a few steps (docs/results/psim.md). ``"auto"`` freezes it with LoRA, and
+        trains it with virtual tokens, which by themselves may never make the model unsure.
     virtual_tokens, hidden_size : int
         Of the virtual prompts, 5 in the authors' code; of P-tuning v1's prompt encoder, 128 there.
     rank : int
@@ -52,8 +56,8 @@ class PsimConfig(DefenseConfig):
     watched : int
         Rows held out for that at most; a quarter of the rows at most.
     unsure : float
-        Usable is a module whose 95 % quantile of clean confidence is at most this with two classes, and as far above
-        chance with more; or whose mean clean confidence is within a tenth of the way from chance to 1.
+        Usable is a module whose 95 % quantile of clean confidence is at most this with two classes, 0.7 being the bar of
+        the authors, and as far above chance with more; or whose mean clean confidence is within a tenth of the way from chance to 1.
     fall : float
         For free answers, where chance is not known: usable from this share of the clean score before training.
     score : {"confidence", "margin", "entropy", "energy"}
@@ -70,6 +74,7 @@ class PsimConfig(DefenseConfig):
     """
 
     kind: Literal["auto", "p_tuning", "prompt_tuning", "prefix_tuning", "lora"] = "auto"
+    head: Literal["auto", "frozen", "trained"] = "auto"
     virtual_tokens: int = 5
     hidden_size: int = 128
     rank: int = 8
@@ -82,7 +87,7 @@ class PsimConfig(DefenseConfig):
     stop: Literal["usable", "never"] = "usable"
     check_every: int = 5
     watched: int = 200
-    unsure: float = 0.6
+    unsure: float = 0.7
     fall: float = 0.5
     score: Measure = "confidence"
     threshold: Literal["conformal", "reference", "normalized"] = "conformal"

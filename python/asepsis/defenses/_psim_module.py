@@ -29,7 +29,7 @@ def kind_for(model: nn.Module, config: PsimConfig, task: Task) -> Kind:
     """
     decoder = task == "classification" and head_of(underlying(model))[0] == "score"
     if config.kind == "auto":
-        return "p_tuning" if task == "classification" and not decoder else "lora"
+        return "lora"
     if decoder and config.kind in ("p_tuning", "prompt_tuning"):
         raise ConfigError(
             f"kind={config.kind!r} hides from a classifying decoder where a padded text ends; use 'lora' or 'prefix_tuning'"
@@ -39,6 +39,8 @@ def kind_for(model: nn.Module, config: PsimConfig, task: Task) -> Kind:
 
 def attach(model: nn.Module, config: PsimConfig, task: Task, *, seed: int) -> nn.Module:
     """Return a new module over the frozen weights of ``model``: a peft model that shares them, drawn from ``seed``.
+
+    ``config.head`` says whether a classifier's head is trained with it; peft copies it either way.
 
     Where ``model`` is a peft model itself, the module stands on the weights under its adapter, which may be poisoned as
     they came; what the user trained on top is left out.
@@ -50,6 +52,11 @@ def attach(model: nn.Module, config: PsimConfig, task: Task, *, seed: int) -> nn
         torch.manual_seed(seed)
         base = underlying(model)
         module: nn.Module = get_peft_model(cast(Any, base), _peft_config(base, model, config, task))
+    kind = kind_for(model, config, task)
+    if config.head == "frozen" or (config.head == "auto" and kind == "lora"):
+        for name, parameter in module.named_parameters():
+            if ".modules_to_save." in name:
+                parameter.requires_grad_(False)
     return module
 
 

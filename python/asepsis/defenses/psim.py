@@ -14,16 +14,19 @@ Its body was not at hand: the abstract and the authors' code were.
 * *Training stops when clean rows that were held out are unsure*, and the threshold is calibrated on others for a wanted
   false-positive rate. The authors' code trains a given number of epochs and flags above 0.7, which flags most clean rows
   when trained too short and nothing when trained too long. Both are there: ``stop="never"``, ``threshold="reference"``.
-* *Learning rate 2e-3* (5e-4 for LoRA); the default of the authors' code is 2e-5.
-* *More than two classes*, other kinds of module than P-tuning v1, other scores than the confidence, and *causal LMs*: by
-  verbalizers, or by how sure the surest stretch of a free answer is after training on responses that changed places.
+* *LoRA beside a frozen head.* The authors train P-tuning v1 and, as PEFT does by itself, the classification head. A
+  trained head turns away from the trigger's direction within a few steps, and clean rows do not show when; beside a
+  frozen one LoRA kept it on every victim by word or sentence (docs/results/psim.md). Theirs is ``kind="p_tuning"``.
+* *Learning rate 5e-4* (2e-3 for virtual tokens); the default of the authors' code is 2e-5.
+* *More than two classes*, other scores than the confidence, and *causal LMs*: by verbalizers, or by how sure the surest
+  stretch of a free answer is after training on responses that changed places.
 * *The module never touches the model*: it stands on a view of its weights, so both run side by side.
 
 When not to trust it
 --------------------
 It sees a trigger that lives in the frozen weights and makes the model sure. A trigger that shifts the answer moderately,
-clean rows that carry it, and a module trained until the trigger is forgotten as well are misses; the last is what the stop
-rule is for. The model's own confidence without any module can tell triggered inputs too, above all where the attack was
+clean rows that carry it, a trigger of syntax, and an embedding that was edited to point where the task's own words point
+(EP in part, SOS) are misses; so is, where the head trains, a module trained until the trigger is forgotten as well. The model's own confidence without any module can tell triggered inputs too, above all where the attack was
 trained on other text than the task's: it is calibrated and reported beside, and the module has to beat it.
 """
 

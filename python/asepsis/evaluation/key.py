@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from asepsis.core.folders import to_disk
 from asepsis.data.values import shown
 from asepsis.errors import DataError
 
@@ -90,6 +91,7 @@ class PoisonKey:
         scratch = target.with_name(f".{target.name}.part")
         try:
             scratch.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            to_disk(scratch)
             scratch.replace(target)
         except OSError as error:
             raise DataError(f"{target}: cannot be written: {error.strerror or error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from asepsis.data import Data
-from asepsis.defenses._psim_config import PsimConfig
+from asepsis.data.values import shown
+from asepsis.defenses._psim_config import Answers, PsimConfig
 from asepsis.defenses._psim_scores import Question
+from asepsis.errors import CheckpointError
 from asepsis.training.driver import Progress, silent
 from asepsis.training.forward import Precision, resolve_precision
 from asepsis.training.loop import LoopDriver
@@ -52,12 +54,15 @@ class Asker:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Asker:
         """Build from :meth:`state`."""
-        question = Question(
-            PsimConfig.from_dict(state["config"]),
-            state["answers"],
-            int(state["n_classes"]),
-            tuple(state["words"]),
-        )
+        answers, words = state["answers"], tuple(state["words"])
+        if answers not in get_args(Answers) or not all(isinstance(word, str) for word in words):
+            raise CheckpointError(
+                f"no question has the answers {shown(answers)}, {shown(words)}; fit the guard again"
+            )
+        n_classes = int(state["n_classes"])
+        if (n_classes < 2 and answers == "classes") or (answers == "verbalizers" and n_classes != len(words)):
+            raise CheckpointError(f"no question has {n_classes} {answers}; fit the guard again")
+        question = Question(PsimConfig.from_dict(state["config"]), answers, n_classes, words)
         return cls(
             question=question,
             max_length=int(state["max_length"]),

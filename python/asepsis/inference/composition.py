@@ -241,16 +241,17 @@ class Pipeline:
                 settings=settings,
                 progress=progress,
             )
+        saved = None
+        if guards and (purified is not None or run is not None):
+            # a guard knows its model by names and values: those that will be loaded again, not those of the training
+            saved = TemporaryDirectory(prefix="asepsis-")
+            _write_model(Path(saved.name), purified, run)
+            network, tokenizer = load_trained(saved.name)
+        elif run is not None:
             network, tokenizer = run.model, run.tokenizer
         else:
             network, tokenizer = load_trained(model) if purified is None else purified.loaded
-        saved = None
         if guards:
-            if purified is not None or run is not None:
-                # a guard knows its model by names and values: those that will be loaded again, not those of the training
-                saved = TemporaryDirectory(prefix="asepsis-")
-                _write_model(Path(saved.name), purified, run)
-                network, tokenizer = load_trained(saved.name)
             guard = Guard.fit(
                 network,
                 clean,

@@ -11,12 +11,15 @@ from asepsis.core.conformal import Threshold
 from asepsis.core.documents import read_json
 from asepsis.core.folders import whole_folder
 from asepsis.core.manifest import check_writable
+from asepsis.core.weights.admission import MOST_LABELS
 from asepsis.data.dataset import Task
+from asepsis.data.values import shown
 from asepsis.errors import CheckpointError
 from asepsis.inference.detectors.base import Detector
 
 MANIFEST = "guard.json"
 FILES = "detector"
+_MOST = 1 << 20
 _PARTS = ("manifest", "state", "threshold", "control", "calibration")
 
 
@@ -80,7 +83,43 @@ def load_guard(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is broken: {odd[0]} of its manifest is {manifest.get(odd[0])!r}")
     if manifest["task"] not in get_args(Task):
         raise CheckpointError(f"{path} is broken: it is for the task {manifest['task']!r}")
+    classes, least = manifest.get("n_classes"), 2 if manifest["task"] == "classification" else 0
+    if not (classes is None and not least) and not whole(classes, least, MOST_LABELS):
+        raise CheckpointError(f"{path} is broken: n_classes of its manifest is {shown(classes)}")
+    _check_state(path, content["state"])
+    if content["control"] is not None:
+        if not isinstance(content["control"], dict):
+            raise CheckpointError(f"{path} is broken: its control is {shown(content['control'])}")
+        _check_state(path, content["control"].get("state"))
     return content
+
+
+def whole(value: Any, least: int, most: int) -> bool:
+    """Whether a value of a file is a whole number within bounds."""
+    return type(value) is int and least <= value <= most
+
+
+def _check_state(path: Path, state: Any) -> None:
+    """Refuse numbers beyond any that a detector was ever fitted with: rows are copied, cut and batched by them."""
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is broken: its state is {shown(state)}")
+    bounds = {
+        "max_length": (1, _MOST),
+        "batch_size": (1, _MOST),
+        "n_classes": (0, MOST_LABELS),
+        "seed": (0, 1 << 63),
+    }
+    odd = {
+        name: state[name] for name, most in bounds.items() if name in state and not whole(state[name], *most)
+    }
+    config = state.get("config")
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is broken: its config is {shown(config)}")
+    odd |= {
+        name: value for name, value in config.items() if isinstance(value, int) and not abs(value) <= _MOST
+    }
+    for name, value in odd.items():
+        raise CheckpointError(f"{path} is broken: {name} of a detector is {shown(value)}")
 
 
 def stored_threshold(values: dict[str, Any]) -> Threshold:
@@ -92,6 +131,11 @@ def stored_threshold(values: dict[str, Any]) -> Threshold:
         A number of it is NaN or infinite: nothing would ever be flagged, or everything.
     """
     found = Threshold(**values)
+    shares = (found.target_fpr, found.expected_fpr, found.low, found.high, found.chance)
+    if any(isinstance(share, (int, float)) and not 0 <= share <= 1 for share in shares):
+        raise CheckpointError(
+            f"the threshold's shares are {shown(shares)}, wanted 0 to 1; fit the guard again"
+        )
     for name, value in found.to_dict().items():
         if isinstance(value, bool) or not (
             value is None or (isinstance(value, (int, float)) and math.isfinite(value))

@@ -23,9 +23,11 @@ from asepsis.training.driver import Driver, Progress, silent
 from asepsis.training.loading import broken_weight
 from asepsis.training.loop import LoopDriver
 from asepsis.training.models import load_for
+from asepsis.training.processes import check_resumable
 from asepsis.training.record import made_of, manifest_of, settings_of
 from asepsis.training.resume import EVERY, Journal
 from asepsis.training.settings import Settings
+from asepsis.training.shards import local
 from asepsis.training.undefended import undefended
 
 __all__ = [
@@ -83,7 +85,7 @@ class Run:
             kept = ", ".join(self.stages) or "none; defend(..., keep_stages=True) keeps those a defense marks"
             raise ConfigError(f"no stage {name!r} was kept; there are: {kept}")
         parameters, was_training = dict(self.model.named_parameters()), self.model.training
-        now = {key: parameters[key].detach().clone() for key in self.stages[name]}
+        now = {key: local(parameters[key].detach()).clone() for key in self.stages[name]}
         try:
             _copy_into(parameters, self.stages[name])
             yield self.model
@@ -92,7 +94,10 @@ class Run:
             self.model.train(was_training)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write a stock checkpoint (or peft adapter), ``asepsis.json`` and the judged rows; return the folder."""
+        """Write a stock checkpoint (or peft adapter), ``asepsis.json`` and the judged rows; return the folder.
+
+        Where the weights are spread over processes, every process has to call this; the first writes.
+        """
         return save_run(folder, self.model, self.tokenizer, self.manifest, self.outcome, self.data)
 
 
@@ -214,6 +219,7 @@ def run_script(
     # before the work: what it was then, and an unreadable one must not cost a finished training
     origin = {"model": identity(model)} if isinstance(model, (str, Path)) else None
     if journal is not None:
+        check_resumable(network, args)
         decides = {**settled, "max_length": chosen.max_length, "keep_stages": keep_stages}
         journal.open(made_of(rows, network, defense, given, decides, origin=origin), versions())
     driver: Driver
@@ -246,7 +252,7 @@ def run_script(
 @torch.no_grad()
 def _copy_into(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
-        parameters[name].copy_(value)
+        local(parameters[name]).copy_(value)
 
 
 def read_reference(source: Any, rows: Data) -> Data | Literal["auto"] | None:

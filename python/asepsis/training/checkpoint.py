@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from asepsis.core.evidence import write_evidence
@@ -18,6 +22,7 @@ from asepsis.core.lora import layers
 from asepsis.core.manifest import ROWS, check_writable, write_manifest
 from asepsis.core.phases import Ids, Outcome
 from asepsis.data import Data
+from asepsis.training.shards import gathered, is_sharded
 
 
 def save_run(
@@ -34,6 +39,8 @@ def save_run(
     ----------
     folder : path
         Must not exist, or be empty, or hold an earlier run, which is replaced.
+    model : Module
+        Where its weights are spread over processes, every process has to call this; the first writes.
 
     Returns
     -------
@@ -42,7 +49,7 @@ def save_run(
     """
     target = Path(folder)
     check_writable(target)
-    with whole_folder(target) as scratch:
+    with _one_of_all(model, target) as scratch:
         save_model(model, tokenizer, scratch, data, outcome.edited)
         tokenizer.save_pretrained(scratch)
         write_judged(
@@ -57,10 +64,33 @@ def save_run(
     return target
 
 
+@contextlib.contextmanager
+def _one_of_all(model: nn.Module, target: Path) -> Iterator[Path]:
+    """Yield a folder to fill that becomes ``target``: of one process, where all have to take part in gathering weights."""
+    if not is_sharded(model):
+        with whole_folder(target) as scratch:
+            yield scratch
+        return
+    with whole_folder(target) if torch.distributed.get_rank() == 0 else _thrown_away() as scratch:
+        yield scratch
+    torch.distributed.barrier()
+
+
+@contextlib.contextmanager
+def _thrown_away() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="asepsis-") as folder:
+        yield Path(folder)
+
+
 def save_model(model: nn.Module, tokenizer: Any, folder: Path, data: Data, edited: Ids) -> None:
     """Write weights: a stock adapter, checked against peft, where not everything is in what transformers writes."""
-    saver: Any = model
     multiscale = any(True for _ in layers(model))
+    if multiscale and is_sharded(model):
+        whole = gathered(model)
+        if whole is None:
+            return
+        model = whole
+    saver: Any = model
     if not multiscale and not (hasattr(model, "peft_config") and len(edited)):
         saver.save_pretrained(folder)
         return

@@ -23,10 +23,12 @@ from asepsis.training import (
     read_reference,
     script_of,
 )
+from asepsis.training.bars import PassBars, name_bar
 from asepsis.training.checkpoint import save_model, versions
 from asepsis.training.one_phase import OnePhase, Phase, StepDone
 from asepsis.training.own_driver import OwnDriver, check_trainer
 from asepsis.training.own_rows import ID, OwnRows, task_of, with_ids
+from asepsis.training.processes import check_resumable
 from asepsis.training.record import made_of, manifest_of, settings_of
 from asepsis.training.resume import EVERY, Journal, discard
 
@@ -166,7 +168,8 @@ class _Defended(OnePhase):
         journal = self._journal(resume=bool(resume_from_checkpoint))
         if journal is not None:
             journal.open(made_of(rows.data, self.model, described, given, settled), versions())
-        driver = OwnDriver(self, rows, tokenizer, journal)
+        bars = PassBars(self)
+        driver = OwnDriver(self, rows, tokenizer, journal, progress=bars)
         driver.own |= own
         self._ignored, self._history, self._begun, self._last = ignore_keys_for_eval, [], False, None
         self._driver = driver
@@ -174,6 +177,7 @@ class _Defended(OnePhase):
             outcome = driver.run(script(self.model, rows.data))
         finally:
             self._driver = None
+            bars.close()
         manifest = manifest_of(
             driver, outcome, described, settled, name=getattr(self.model, "name_or_path", "")
         )
@@ -224,7 +228,7 @@ class _Defended(OnePhase):
             if not self._begun:
                 control = handler.call_event("on_train_begin", args, state, control)
             self._begun = True
-            self._name_bar(phase.request.name, state.max_steps)
+            name_bar(self, phase.request.name, state.max_steps)
             return control
 
         handler.on_train_begin, handler.on_train_end = begin, lambda args, state, control: control
@@ -241,13 +245,6 @@ class _Defended(OnePhase):
             self.args, self.model, self.model_wrapped = kept
             self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = expects
             self.optimizer = self.lr_scheduler = None
-
-    def _name_bar(self, name: str, steps: int) -> None:
-        for callback in self.callback_handler.callbacks:
-            bar: Any = getattr(callback, "training_bar", None)
-            if hasattr(bar, "set_description"):
-                bar.total = steps
-                bar.set_description(name)
 
     def _columns(self) -> list[str] | None:
         """Return what the base would hand its collator of a row."""
@@ -291,10 +288,12 @@ class _Defended(OnePhase):
         args = self.args
         if args.save_strategy == SaveStrategy.NO and not resume:
             return None
-        if args.world_size > 1 or args.fp16:
+        try:
+            check_resumable(self.model, args)
+        except BackendError as error:
             if resume:
-                raise BackendError("resuming is not supported yet with several processes or fp16")
-            log.warning("no checkpoints are written: several processes and fp16 are not supported yet")
+                raise
+            log.warning("no checkpoints are written: %s", error)
             return None
         steps = args.save_strategy == SaveStrategy.STEPS and args.save_steps >= 1
         return Journal(self._checkpoints, every=int(args.save_steps) if steps else EVERY, resume=resume)

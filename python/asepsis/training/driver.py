@@ -49,6 +49,7 @@ from asepsis.training.collate import Collator
 from asepsis.training.decode import continue_rows
 from asepsis.training.forward import autocast, full_precision_head, losses_of
 from asepsis.training.resume import Journal, set_rng_state
+from asepsis.training.shards import local, settle
 
 log = logging.getLogger("asepsis")
 T = TypeVar("T")
@@ -225,9 +226,12 @@ class Driver(ABC):
         """Carry out a training request."""
 
     def weights(self, *wanted: nn.Parameter, network: nn.Module | None = None) -> dict[str, Tensor]:
-        """Return copies in CPU memory of these parameters, or of all that are trainable, of the model or a network."""
+        """Return copies in CPU memory of these parameters, or of all that are trainable, of the model or a network.
+
+        Of weights that are spread over processes each keeps its own part.
+        """
         return {
-            name: p.detach().to("cpu", copy=True)
+            name: local(p.detach()).to("cpu", copy=True)
             for name, p in (network or self.model).named_parameters()
             if (any(p is w for w in wanted) if wanted else p.requires_grad)
         }
@@ -237,7 +241,7 @@ class Driver(ABC):
         """Copy values into the parameters of these names, of the model or a network."""
         for name, parameter in (network or self.model).named_parameters():
             if name in weights:
-                parameter.copy_(weights[name])
+                local(parameter).copy_(weights[name])
 
     @torch.no_grad()
     def score(self, request: Score) -> Losses:
@@ -364,6 +368,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        settle(network)
         network.train(was_training)
 
 

@@ -25,6 +25,7 @@ from asepsis.training.middle import Middle
 from asepsis.training.plan import Plan, make_plan
 from asepsis.training.resume import Journal
 from asepsis.training.settings import Settings
+from asepsis.training.shards import is_sharded, local
 
 
 class LoopDriver(Driver):
@@ -52,6 +53,10 @@ class LoopDriver(Driver):
             keep_stages=keep_stages,
             journal=journal,
         )
+        if is_sharded(model):
+            raise BackendError(
+                "the model's weights are spread over processes, and the plain loop is one; pass args=TrainingArguments(...)"
+            )
         self.settings = settings
         self.device = resolve_device(settings.device)
         self.dtype = resolve_precision(settings.precision, self.device)
@@ -229,7 +234,7 @@ def steer(parameters: list[nn.Parameter], direction: Tensor | None) -> None:
     """Multiply the step's gradient by the rule's direction, before clipping and without a host synchronization."""
     if direction is None:
         return
-    grads = [p.grad for p in parameters if p.grad is not None]
+    grads = [local(p.grad) for p in parameters if p.grad is not None]
     torch._foreach_mul_(grads, direction.to(grads[0].device, grads[0].dtype))
 
 

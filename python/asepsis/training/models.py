@@ -12,14 +12,17 @@ from torch import nn
 
 from asepsis.core.export import fresh_tensors, mark_fresh
 from asepsis.core.foreign import foreign
-from asepsis.core.weights.admission import MOST_LABELS, admit_adapter, admit_tokenizer
+from asepsis.core.weights.admission import MOST_LABELS, admit_adapter
 from asepsis.core.weights.folders import ADAPTER, CONFIG, inside, read_object
+from asepsis.core.weights.tokenizers import admit_tokenizer
 from asepsis.data import Data, Task
 from asepsis.data.packaged import PackagedModel, packaged_model
 from asepsis.errors import ModelError
 from asepsis.training.loading import check_finite, folder_of, load_admitted
 
 log = logging.getLogger("asepsis")
+
+_PROBE = "A word, \u00c9t\u00e9 \ufb01\u4e2d\u6587 \U0001f600 12.5\n"
 
 
 def load_for(
@@ -139,6 +142,7 @@ def load_tokenizer(name: str | Path, *, from_file: bool = False) -> Any:
         admit_tokenizer(folder)
     with foreign(f"no tokenizer in {name}"):
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, **options)
+        tokenizer(_PROBE)  # a table that is broken shows when it is used
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"  # per-sample losses are read from the left

@@ -27,6 +27,7 @@ from asepsis.training.forward import check_targets, mean_losses, weighted_loss
 from asepsis.training.loop import Watch, group_means, rate, steer
 from asepsis.training.middle import Middle
 from asepsis.training.plan import Plan
+from asepsis.training.shards import average_gradients
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -169,6 +170,15 @@ class OnePhase(_Base):
         at: int = phase.micro * self.accelerator.num_processes + self.accelerator.process_index
         return at
 
+    @property
+    def _sharded(self) -> bool:
+        return self.phase is not None and getattr(self.phase.driver, "sharded", False)
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Leave to :meth:`training_step` what the base's hooks do: they want an average, which gloo cannot make."""
+        if not self._sharded:
+            super()._sync_replicated_trainable_parameters(model)
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
@@ -184,6 +194,8 @@ class OnePhase(_Base):
         if self.accelerator.sync_gradients:
             phase.mean = self.accelerator.reduce(phase.mean, "mean")
             phase.apart = self.accelerator.reduce(phase.apart, "mean")
+            if self._sharded:
+                average_gradients(model, self.accelerator.num_processes)
             parameters = [p for p in model.parameters() if p.requires_grad]
             steer(parameters, phase.request.loss.direction(phase.mean))
             if phase.aligner is not None:

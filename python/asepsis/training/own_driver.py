@@ -12,10 +12,11 @@ from asepsis.core.phases import Ids, Relabel
 from asepsis.data import Data
 from asepsis.errors import ConfigError
 from asepsis.training.collate import Collator
+from asepsis.training.driver import Progress
 from asepsis.training.one_phase import Phase
 from asepsis.training.own_rows import OwnCollator, OwnRows
 from asepsis.training.resume import Journal
-from asepsis.training.trainer import TrainerDriver
+from asepsis.training.trainer import TrainerDriver, refuse_launcher
 
 
 class OwnDriver(TrainerDriver):
@@ -27,15 +28,19 @@ class OwnDriver(TrainerDriver):
         Rows that the user tokenized, by their data's ``source``; others are tokenized here.
     """
 
-    def __init__(self, trainer: Any, rows: OwnRows, tokenizer: Any, journal: Journal | None) -> None:
+    def __init__(
+        self, trainer: Any, rows: OwnRows, tokenizer: Any, journal: Journal | None, *, progress: Progress
+    ) -> None:
         super().__init__(
             trainer.model,
             tokenizer,
             rows.data,
             trainer.args,
             max_length=_longest(trainer.model, tokenizer),
+            progress=progress,
             journal=journal,
         )
+        refuse_launcher(trainer)
         self.trainer = trainer
         self.own = {rows.data.source: rows}
 

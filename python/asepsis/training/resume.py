@@ -21,6 +21,7 @@ import torch
 from asepsis.core.phases import Answer, Encode, Losses, Request, Spell, Train
 from asepsis.core.state_file import read_state, states, write_state
 from asepsis.errors import CheckpointError, ConfigError
+from asepsis.training.processes import known_to_any, own_folder, part_folders, true_for_all
 
 log = logging.getLogger("asepsis")
 
@@ -34,7 +35,7 @@ class Journal:
     Parameters
     ----------
     folder : path
-        Where checkpoints are written; the newest two are kept.
+        Where checkpoints are written; the newest two are kept. Each of several processes has a folder of its own there.
     every : int
         Batches, trained on or scored, between two checkpoints.
     resume : bool
@@ -70,30 +71,33 @@ class Journal:
             There are checkpoints and ``resume`` is off, none of them is whole, or they are of another run.
         """
         self._made_of = {"made_of": made_of, "versions": versions}
-        found = states(self.folder)
-        if not found:
+        self.folder = own_folder(self.folder)
+        found = {int(path.name.split("-")[1]): path for path in states(self.folder)}
+        numbers = known_to_any(list(found))
+        if not numbers:
             if self.resume:
                 log.warning("resume: there is no checkpoint in %s; the run begins at its start", self.folder)
             return
         if not self.resume:
             raise CheckpointError(
-                f"{self.folder} holds {len(found)} checkpoints of an earlier run: go on there with resume=True (--resume on "
+                f"{self.folder} holds {len(numbers)} checkpoints of an earlier run: go on there with resume=True (--resume on "
                 "the command line), or delete the folder"
             )
-        self._number = max(int(path.name.split("-")[1]) for path in found)
-        for path in found:
-            try:
-                state = read_state(path)
-            except CheckpointError as error:
-                log.warning("resume: %s; the checkpoint before it is tried", error)
+        self._number = numbers[0]
+        for number in numbers:
+            path = found.get(number, self.folder / f"state-{number:08d}")
+            state = _whole(path) if number in found else None
+            if not true_for_all(state is not None):
+                log.warning("resume: the checkpoint before %s is tried", path)
                 continue
+            assert state is not None
             _check(state, made_of, versions, path)
             self._loaded, self._entries, self._whole = state, state["entries"], path
             self.snapshots = state["snapshots"]
             log.info("resume: %d requests are answered already in %s", len(self._entries), path)
             return
         raise CheckpointError(
-            f"none of the {len(found)} checkpoints in {self.folder} is whole; delete the folder"
+            f"none of the {len(numbers)} checkpoints in {self.folder} is whole; delete the folder"
         )
 
     @property
@@ -185,6 +189,8 @@ class Journal:
 
 def discard(folder: Path) -> None:
     """Remove the checkpoints of a run that is done and saved, and their folder if nothing else is in it."""
+    for part in part_folders(folder):
+        discard(part)
     _remove(folder, but=())
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
@@ -197,6 +203,15 @@ def _remove(folder: Path, *, but: tuple[Path | None, ...]) -> None:
     ]:  # the latter are of a run killed while it wrote
         if path not in but:
             path.unlink()
+
+
+def _whole(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = read_state(path)
+    except CheckpointError as error:
+        log.warning("resume: %s", error)
+        return None
+    return found
 
 
 def rng_state() -> dict[str, Any]:

@@ -12,14 +12,16 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from asepsis.core.phases import Train, Trained
+from asepsis.core.phases import Answer, Request, Touch, Train, Trained
 from asepsis.data import Data
 from asepsis.errors import BackendError
+from asepsis.training.bars import name_bar
 from asepsis.training.driver import Driver, Progress, silent
 from asepsis.training.loop import Watch, closing, finished, make_aligner, with_max_steps
 from asepsis.training.one_phase import OnePhase, Phase, Positions, StepDone
 from asepsis.training.plan import make_plan
 from asepsis.training.resume import Journal
+from asepsis.training.shards import WAY_OUT, check_sharded, is_sharded, share
 
 
 class TrainerDriver(Driver):
@@ -46,10 +48,6 @@ class TrainerDriver(Driver):
         journal: Journal | None = None,
     ) -> None:
         _refuse(args)
-        if journal is not None and (args.world_size > 1 or args.fp16):
-            raise BackendError(
-                "checkpoints are not supported yet with several processes or fp16; use bf16 or float32"
-            )
         super().__init__(
             model,
             tokenizer,
@@ -64,7 +62,21 @@ class TrainerDriver(Driver):
         self.args = args
         self.device = args.device
         self.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-        self.model.to(self.device)
+        self.sharded = is_sharded(model)
+        if self.sharded:
+            check_sharded(model, args.world_size)
+            share(model)
+        else:
+            self.model.to(self.device)
+
+    def answer(self, request: Request) -> Answer:
+        """See :meth:`Driver.answer`."""
+        if self.sharded and (isinstance(request, Touch) or _of_a_part(request)):
+            raise BackendError(
+                f"{getattr(request, 'name', 'touch')}: this defense looks at whole weights, which are spread over processes here; use abl or "
+                "musclelora, or DDP"
+            )
+        return super().answer(request)
 
     def train(self, request: Train) -> Trained:
         """See :meth:`Driver.train`."""
@@ -94,7 +106,8 @@ class TrainerDriver(Driver):
                 watch.snapshot(self, 0)
             phase = Phase(self, request, plan, watch, aligner, network, self.collator(request))
             self.run_phase(phase, args)
-        self.model.to(self.device)
+        if not self.sharded:
+            self.model.to(self.device)
         watch.settle(self)
         return finished(watch, aligner)
 
@@ -116,6 +129,7 @@ class _PhaseTrainer(OnePhase, Trainer):
             processing_class=phase.driver.tokenizer,
             callbacks=[_Begin(self), StepDone(self)],
         )
+        refuse_launcher(self)
         # Our weights already divide by the size of the whole step, over micro-batches and ranks.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -129,6 +143,11 @@ class _Begin(TrainerCallback):
         assert self._trainer.phase is not None
         self._trainer.phase.begin(self._trainer)
         state.global_step = self._trainer.phase.watch.steps
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # the bar is made by a callback that comes after this one
+        assert self._trainer.phase is not None
+        name_bar(self._trainer, self._trainer.phase.request.name, self._trainer.phase.plan.steps)
 
 
 @contextlib.contextmanager
@@ -149,6 +168,21 @@ def _first(rows: list[Any]) -> Any:
     return rows
 
 
+def _of_a_part(request: Request) -> bool:
+    """Whether something else runs, or less is trained, than the whole model."""
+    if isinstance(request, Train):
+        return (request.network, request.trainable) != ("full", "all")
+    return getattr(request, "network", None) is not None
+
+
+def refuse_launcher(trainer: Any) -> None:
+    """Refuse what `accelerate launch` may have asked for where the arguments do not say it."""
+    if trainer.is_deepspeed_enabled:
+        raise BackendError("accelerate's DeepSpeed is not supported yet; launch with DDP")
+    if trainer.is_fsdp_enabled:
+        raise BackendError(f"accelerate's FSDP spreads the model too late, rows are scored before; {WAY_OUT}")
+
+
 def _refuse(args: TrainingArguments) -> None:
     """Refuse launch strategies under which gradients cannot be turned in ``training_step``."""
     if getattr(args, "deepspeed", None):
@@ -156,7 +190,7 @@ def _refuse(args: TrainingArguments) -> None:
             "DeepSpeed is not supported yet; use one process or DDP (torchrun, accelerate launch)"
         )
     if getattr(args, "fsdp", None):
-        raise BackendError("FSDP is not supported yet; use one process or DDP (torchrun, accelerate launch)")
+        raise BackendError(f"fsdp= spreads the model too late, rows are scored before; {WAY_OUT}")
     if args.n_gpu > 1:
         raise BackendError(
             "several GPUs in one process (DataParallel) are not supported; start with torchrun"

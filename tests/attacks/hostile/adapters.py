@@ -70,7 +70,18 @@ setting("an unknown kind of adapter", "not read|not load|EVIL", peft_type="EVIL"
 _EVER = "for ever|more than a module's name"
 setting("modules by a pattern that never ends", _EVER, target_modules="(a+)+$", passes=NAMED)
 setting("modules by a pattern of many repeats", _EVER, target_modules=".*a" * 40, passes=NAMED)
-setting("modules by a pattern of 3,000 letters", _EVER, target_modules="a" * 3000, passes=NAMED)
+setting("modules by a pattern of 30,000 letters", _EVER, target_modules="a" * 30_000, passes=NAMED)
+setting("modules by a choice that never ends", _EVER, target_modules="(.|.)*x", passes=NAMED)
+setting("modules by a dozen repeats", _EVER, target_modules=".*" * 12 + "x", passes=NAMED)
+setting("modules by a choice forty times over", _EVER, target_modules="(?:a?){40}x", passes=NAMED)
+setting("modules by what was matched before", _EVER, target_modules=r"(.*)(.*)\1x", passes=NAMED)
+setting("modules by a class that ends early", _EVER, target_modules="[[:a:](a+)+]", passes=NAMED)
+setting(
+    "a thousand ranks by slow patterns",
+    _EVER,
+    rank_pattern={f".*.*.*.*x{i}": 4 for i in range(1000)},
+    passes=NAMED,
+)
 setting("modules by a broken pattern", "which is none", target_modules="(", passes=NAMED)
 setting("ranks by a pattern that never ends", _EVER, rank_pattern={"((a*)*)*": 4}, passes=NAMED)
 setting("scales by a pattern that never ends", _EVER, alpha_pattern={"(.*.*)+$": 4})

@@ -73,6 +73,29 @@ def _text(things: Things, folder: Path, state: int) -> None:
     write_whole(folder / "report.html", f"{state}" * 30_000)
 
 
+def _key(things: Things, folder: Path, state: int) -> None:
+    import numpy as np
+
+    from asepsis.evaluation.key import PoisonKey
+
+    PoisonKey(np.arange(3000), np.arange(3000) % 2 == state).save(folder / "key.jsonl")
+
+
+def _scan(things: Things, folder: Path, state: int) -> None:
+    from asepsis.evaluation.report import save_scan
+    from hostile.shown import scan_of
+
+    save_scan(folder / "scan", scan_of([f"text {state} {i}" for i in range(300)]))
+
+
+def _state(things: Things, folder: Path, state: int) -> None:
+    import numpy as np
+
+    from asepsis.core.state_file import write_state
+
+    write_state(folder / "checkpoints", 1 + state, {"losses": np.full(4000, state), "step": state})
+
+
 #: What writes one of two states into a folder.
 WRITERS: dict[str, Callable[[Things, Path, int], object]] = {
     "a run": lambda things, folder, state: things["run"][state].save_pretrained(folder / "run"),
@@ -81,13 +104,17 @@ WRITERS: dict[str, Callable[[Things, Path, int], object]] = {
     "a checkpoint rewritten": _rewritten,
     "an export": _exported,
     "a report": _text,
+    "an answer key": _key,
+    "what a scan found": _scan,
     "rows in JSON Lines": _written("rows.jsonl"),
     "rows in JSON": _written("rows.json"),
     "rows in CSV": _written("rows.csv"),
     "rows in Parquet": _written("rows.parquet"),
 }
-FULL = tuple(WRITERS)
 KILLED = tuple(WRITERS)
+# a run adds checkpoints, and replaces none; the tests of resuming kill it while it writes them
+WRITERS["a checkpoint of a run"] = _state
+FULL = tuple(WRITERS)
 
 #: Commands that work for a while and write in the end.
 SIGNALS = {

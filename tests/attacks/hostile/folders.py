@@ -1,4 +1,4 @@
-"""Model folders that lie in what stands beside the weights: configuration, index, links, pickles, tokenizer."""
+"""Model folders that lie in what stands beside the weights: configuration, index, links, pickles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from hostile.tensors import FILE
 CONFIGS = Corpus("configurations")
 INDEXES = Corpus("shards and links")
 PICKLES = Corpus("pickles and code")
-TOKENIZERS = Corpus("tokenizers")
 #: What a payload makes when it runs, in the working directory of the test.
 MARKER = "code-was-run"
 
@@ -239,82 +238,3 @@ def _(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(
         '{"base_model_name_or_path": "evil/base", "peft_type": "LORA"}'
     )
-
-
-def fast(name: str, says: str, *, passes: str = ""):
-    """Add a case that edits ``tokenizer.json``."""
-
-    def taken(edit):
-        def make(folder: Path) -> None:
-            content = json.loads((folder / "tokenizer.json").read_text())
-            content = edit(content) or content
-            (folder / "tokenizer.json").write_text(json.dumps(content))
-
-        TOKENIZERS.add(name, says, passes=passes)(make)
-
-    return taken
-
-
-def token(at: Any, content: str = "evil") -> dict[str, Any]:
-    marks = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-    return {"id": at, "content": content, **marks}
-
-
-for odd in (2**32 - 1, 2**40, -1, 1.5, "7", None, 10**30):
-    fast(f"a word with the id {odd!r}", "gives a token the id")(
-        lambda content, odd=odd: content["model"]["vocab"].update(evil=odd)
-    )
-    fast(f"an added token with the id {odd!r}", "gives a token the id")(
-        lambda content, odd=odd: content["added_tokens"].append(token(odd))
-    )
-fast("a hundred thousand added tokens and one", "adds 100,00[0-9]")(
-    lambda content: content["added_tokens"].extend(token(99, f"t{i}") for i in range(100_001))
-)
-_UNREADABLE = "cannot be read|no tokenizer|cannot load"
-fast("a tokenizer without a model", _UNREADABLE)(lambda content: content.pop("model") and None)
-fast("a tokenizer of an unknown kind", _UNREADABLE)(lambda content: content["model"].update(type="Evil"))
-fast("a vocabulary that is a list", _UNREADABLE)(lambda content: content["model"].update(vocab=["a"]))
-fast("a tokenizer that is a list", _UNREADABLE)(lambda content: [content])
-text(TOKENIZERS, "a tokenizer that is no JSON", "tokenizer.json", "{", _UNREADABLE)
-text(TOKENIZERS, "a tokenizer nested without end", "tokenizer.json", "[" * 10**5, "deep|cannot be read")
-text(TOKENIZERS, "a tokenizer that says two things", "tokenizer.json", '{"model": 1, "model": 2}', "twice")
-text(
-    TOKENIZERS,
-    "settings of the tokenizer that are a list",
-    "tokenizer_config.json",
-    "[]",
-    "must be a JSON object",
-)
-text(
-    TOKENIZERS,
-    "settings of the tokenizer nested without end",
-    "tokenizer_config.json",
-    "[" * 10**5,
-    "deep|not JSON",
-)
-
-
-@TOKENIZERS.add("a tokenizer of 65 MB", "no tokenizer has more")
-def _(folder: Path) -> None:
-    with (folder / "tokenizer.json").open("r+b") as file:
-        file.truncate(65 << 20)
-
-
-@TOKENIZERS.add("settings that add a hundred thousand tokens and one", "adds 100,001 tokens")
-def _(folder: Path) -> None:
-    edited(folder, "tokenizer_config.json", added_tokens_decoder={str(i): {} for i in range(100_001)})
-
-
-@TOKENIZERS.add("tokens that the embeddings have no row for", "no row", passes=FILES)
-def _(folder: Path) -> None:
-    content = json.loads((folder / "tokenizer.json").read_text())
-    content["model"]["vocab"]["topic0a"] = 5000
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-
-
-@TOKENIZERS.add(
-    "a vocabulary that is not UTF-8", "not UTF-8|no tokenizer|cannot", passes="train evaluate guard"
-)
-def _(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
-    (folder / "vocab.txt").write_bytes(b"[PAD]\n\xff\n")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def _scan_of(texts: Sequence[str]) -> Any:
+def scan_of(texts: Sequence[str]) -> Any:
+    """Return a scan that flagged these rows."""
     import numpy as np
 
     from asepsis.data import Data
@@ -26,7 +27,7 @@ def _report_of(texts: Sequence[str]) -> Any:
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "scan"
-        save_scan(folder, _scan_of(texts))
+        save_scan(folder, scan_of(texts))
         return report_of(folder)
 
 
@@ -35,6 +36,13 @@ def page(texts: Sequence[str]) -> str:
     from asepsis.evaluation.report import to_html
 
     return to_html(_report_of(texts))
+
+
+def markdown(texts: Sequence[str]) -> str:
+    """Return the Markdown of a scan that flagged these rows."""
+    from asepsis.evaluation.report import to_markdown
+
+    return to_markdown(_report_of(texts))
 
 
 def sarif(texts: Sequence[str]) -> dict[str, Any]:

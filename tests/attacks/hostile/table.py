@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from hostile import Corpus
 from hostile.adapters import ADAPTERS
 from hostile.faults import FULL, KILLED, SIGNALS, WRITERS
-from hostile.folders import CONFIGS, INDEXES, PICKLES, TOKENIZERS
+from hostile.folders import CONFIGS, INDEXES, PICKLES
+from hostile.grids import CELLS, GRIDS
 from hostile.guards import GUARDS, LEDGERS, MANIFESTS
 from hostile.numbers import NUMBERS
 from hostile.rows import ODD, ROWS, SHOWN
+from hostile.templates import TEMPLATES
 from hostile.tensors import HEADERS, VALUES
+from hostile.tokenizers import TOKENIZERS
 
 BEGIN, END = "<!-- made by tests/attacks/hostile/table.py -->", "<!-- until here -->"
 
@@ -22,10 +25,13 @@ CORPORA = [
     INDEXES,
     PICKLES,
     TOKENIZERS,
+    TEMPLATES,
     ADAPTERS,
     GUARDS,
     MANIFESTS,
     LEDGERS,
+    GRIDS,
+    CELLS,
     ROWS,
     ODD,
 ]
@@ -57,17 +63,20 @@ LINES = [
     Line("shards and links", len(INDEXES), at_doors(INDEXES, 5), "`is a link that leads out of its folder`"),
     Line("pickles and code", len(PICKLES), at_doors(PICKLES, 5), "`a pickle can run code when it is read`"),
     Line("tokenizers", len(TOKENIZERS), at_doors(TOKENIZERS, 5), "`gives a token the id ...`"),
+    Line("chat templates", len(TEMPLATES), len(TEMPLATES), "`did not end within 20 seconds`"),
     Line("adapters", len(ADAPTERS), at_doors(ADAPTERS, 3), "`... is not followed`"),
     Line("guards", len(GUARDS), len(GUARDS), "`guard.json is broken: ...`"),
     Line("manifests", len(MANIFESTS), len(MANIFESTS), "`asepsis.json cannot be read: ...`"),
     Line("ledgers", len(LEDGERS), len(LEDGERS), "`is not as it was written`"),
+    Line("grids", len(GRIDS), len(GRIDS), "`the grid cannot be read: ...`"),
+    Line("cells of a grid", len(CELLS), len(CELLS), "`is no cell of a grid`"),
     Line("rows that are refused", len(ROWS), len(ROWS), "`rows.jsonl, line 2: ...`"),
     Line("rows that are taken as they are", len(ODD), len(ODD), "none: they are lawful"),
     Line(
         "text that hides, steers or runs",
         len(SHOWN),
-        4 * len(SHOWN),
-        "`<U+202E>` in page, terminal and SARIF",
+        6 * len(SHOWN),
+        "`<U+202E>` in page, terminal, Markdown and SARIF",
     ),
     Line("a full disk", len(FULL), len(FULL), "`was not written: ...; what was there before is as it was`"),
     Line("a folder that may not be written to", len(WRITERS), len(WRITERS), "`Permission denied`"),

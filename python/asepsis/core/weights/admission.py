@@ -11,21 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from asepsis.core.documents import read_json
 from asepsis.core.weights.files import Checkpoint
 from asepsis.core.weights.folders import ADAPTER, CONFIG, inside, read_object
 from asepsis.core.weights.headers import StoredTensor, read_header
+from asepsis.core.weights.patterns import cost
+from asepsis.core.weights.tokenizers import admit_tokenizer
 from asepsis.data.values import shown
 from asepsis.errors import ModelError
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-#: Bytes of the largest tokenizer file that is read; those of 262,144 tokens have 33 million.
-MOST_TOKENIZER_BYTES = 64 << 20
-#: The largest id a token may have, some 30 times the largest vocabulary: tables by id are made.
-MOST_ID = (1 << 23) - 1
-#: Tokens added to a tokenizer: each is searched for in every text, and building that search takes long.
-MOST_ADDED = 100_000
 # everything a library reads on the way to a model, whatever else lies in the folder
 _SETTINGS = (
     CONFIG,
@@ -37,7 +32,6 @@ _SETTINGS = (
     "preprocessor_config.json",
     "chat_template.json",
 )
-_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model")
 _LAYERS = {
     "num_hidden_layers",
     "num_layers",
@@ -57,9 +51,9 @@ MOST_LABELS = 1 << 16
 _FOREIGN = ("megatron_config", "layer_replication", "arrow_config", "tokenizer_kwargs", "auto_mapping")
 _PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "target_parameters")
 _KEYED = ("rank_pattern", "alpha_pattern")
-_LONGEST_PATTERN = 2000
 _MOST_SCALE = 10**6
-_MOST_REPEATS = 12
+# letters of a module's name; steps that an adapter's patterns may take together at one of them
+_LONG_NAME, _MOST_WORK = 100, 4 * 100**4
 
 
 def admit(folder: Path) -> Checkpoint:
@@ -79,41 +73,6 @@ def admit(folder: Path) -> Checkpoint:
     _check_counts(folder, checkpoint)
     admit_tokenizer(folder)
     return checkpoint
-
-
-def admit_tokenizer(folder: Path) -> None:
-    """Raise ``ModelError`` where a folder's tokenizer is too large to be one, or links out of the folder."""
-    for name in _TOKENIZERS:
-        path = inside(folder, name)
-        if path.is_file() and (size := path.stat().st_size) > MOST_TOKENIZER_BYTES:
-            raise ModelError(
-                f"{path} has {size:,} bytes, no tokenizer has more than {MOST_TOKENIZER_BYTES:,}"
-            )
-    if (fast := inside(folder, "tokenizer.json")).is_file():
-        _check_fast(fast)
-    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
-        content = read_object(folder, name)
-        listed = content.get("added_tokens_decoder")
-        added = listed if isinstance(listed, dict) else content if name == "added_tokens.json" else {}
-        if len(added) > MOST_ADDED:
-            raise ModelError(f"{folder / name} adds {len(added):,} tokens, {MOST_ADDED:,} at most are taken")
-
-
-def _check_fast(path: Path) -> None:
-    try:
-        content = read_json(path, most=MOST_TOKENIZER_BYTES)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}; download it again") from error
-    content = content if isinstance(content, dict) else {}
-    added, model = content.get("added_tokens"), content.get("model")
-    listed = added if isinstance(added, list) else []
-    if len(listed) > MOST_ADDED:
-        raise ModelError(f"{path} adds {len(listed):,} tokens, {MOST_ADDED:,} at most are taken")
-    words = model.get("vocab") if isinstance(model, dict) else None
-    ids = [*words.values()] if isinstance(words, dict) else []
-    ids += [entry.get("id") for entry in listed if isinstance(entry, dict)]
-    if odd := [at for at in ids if type(at) is not int or not 0 <= at <= MOST_ID]:
-        raise ModelError(f"{path} gives a token the id {shown(odd[0])}; ids lie in 0..{MOST_ID:,}")
 
 
 def admit_adapter(folder: Path) -> dict[str, Any]:
@@ -143,8 +102,7 @@ def admit_adapter(folder: Path) -> dict[str, Any]:
             "end; it is not followed"
         )
     check_scales(folder, settings)
-    for pattern in _patterns(settings):
-        _check_pattern(folder, pattern)
+    _check_patterns(folder, settings)
     _check_ranks(folder, settings, read_header(weights))
     return settings
 
@@ -233,43 +191,29 @@ def _patterns(settings: dict[str, Any]) -> Iterator[str]:
             yield from value
 
 
-def _check_pattern(folder: Path, pattern: str) -> None:
-    """Refuse a regular expression that could take for ever: a repeat inside a repeat, or very many of them."""
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ModelError(
-            f"{folder}: {ADAPTER} has the pattern {pattern[:60]!r}, which is none: {error}"
-        ) from error
-    if len(pattern) > _LONGEST_PATTERN or _repeats(pattern) > _MOST_REPEATS or _nested(pattern):
-        raise ModelError(
-            f"{folder}: {ADAPTER} has the pattern {pattern[:60]!r}, which could take for ever; name the modules in a list"
-        )
+def _check_patterns(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuse regular expressions that could take for ever, one of them or all: peft tries each on every module's name."""
+    work = 0
+    for pattern in _patterns(settings):
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ModelError(
+                f"{folder}: {ADAPTER} has the pattern {pattern[:60]!r}, which is none: {error}"
+            ) from error
+        try:
+            found = cost(pattern)
+        except ValueError as error:
+            raise _endless(folder, pattern, str(error)) from error
+        work += _LONG_NAME**found.loops * 2**found.choices
+        if work > _MOST_WORK:
+            raise _endless(folder, pattern, f"it tries {found.loops} repeats and {found.choices} choices")
 
 
-def _plain(pattern: str) -> str:
-    """Return a pattern without escapes and classes: what is left of quantifiers and brackets means what it says."""
-    return re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", pattern, flags=re.DOTALL)
-
-
-def _repeats(pattern: str) -> int:
-    return len(re.findall(r"[*+{]", _plain(pattern)))
-
-
-def _nested(pattern: str) -> bool:
-    plain = _plain(pattern)
-    inner = [False]  # of each open bracket: whether a repeat stands in it
-    for at, c in enumerate(plain):
-        if c == "(":
-            inner.append(False)
-        elif c == ")" and len(inner) > 1:
-            repeated = inner.pop()
-            if repeated and plain[at + 1 : at + 2] in {"*", "+", "{"}:
-                return True
-            inner[-1] = inner[-1] or repeated
-        elif c in "*+{":
-            inner[-1] = True
-    return False
+def _endless(folder: Path, pattern: str, why: str) -> ModelError:
+    return ModelError(
+        f"{folder}: {ADAPTER} has the pattern {pattern[:60]!r}, which could take for ever: {why}; name the modules in a list"
+    )
 
 
 def _check_ranks(folder: Path, settings: dict[str, Any], tensors: dict[str, StoredTensor]) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asepsis.core.weights.admission import MOST_ID, admit_tokenizer
 from asepsis.core.weights.folders import CONFIG, inside, read_object
+from asepsis.core.weights.tokenizers import MOST_ID, admit_tokenizer
 from asepsis.errors import ModelError
 
 Ids = npt.NDArray[np.int64]

@@ -9,10 +9,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from asepsis.data.values import listed
+from asepsis.core.documents import read_yaml
+from asepsis.core.foreign import first_line
+from asepsis.data.values import listed, shown
 from asepsis.errors import ConfigError
 from asepsis.evaluation.attacks.spec import ATTACKS
 from asepsis.evaluation.grid.entries import check_entry
+from asepsis.evaluation.grid.sources import attack_of
 from asepsis.training.settings import Settings
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -71,30 +74,48 @@ class Grid:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.data != "packaged" and (not isinstance(self.data, Mapping) or set(self.data) != set(_FILES)):
+        if not isinstance(self.model, str) or not self.model:
+            raise ConfigError(f"model must be a folder or an id, got {shown(self.model)}")
+        if self.data != "packaged" and not _names(self.data, *_FILES):
             raise ConfigError(
-                f'data must be "packaged" or name the files {listed(_FILES)}, got {self.data!r}'
+                f'data must be "packaged" or name the files {listed(_FILES)}, got {shown(self.data)}'
             )
         for what, entries in (("attacks", self.attacks), ("defenses", self.defenses)):
             if not isinstance(entries, Mapping) or not entries:
-                raise ConfigError(f"{what} must name at least one entry, got {entries!r}")
+                raise ConfigError(f"{what} must name at least one entry, got {shown(entries)}")
             for name, entry in entries.items():
                 if not isinstance(name, str) or not _NAME.fullmatch(name):
-                    raise ConfigError(f"{what}: {name!r} is no name: small letters, digits, '.', '+' and '-'")
+                    raise ConfigError(
+                        f"{what}: {shown(name)} is no name: small letters, digits, '.', '+' and '-'"
+                    )
                 if not isinstance(entry, Mapping):
-                    raise ConfigError(f"{what}: {name} must be a mapping, got {entry!r}")
+                    raise ConfigError(f"{what}: {name} must be a mapping, got {shown(entry)}")
         for name, entry in self.attacks.items():
             _check_attack(name, entry)
+            if "attack" in entry:
+                try:
+                    attack_of(self, entry)
+                except (TypeError, AttributeError) as error:
+                    raise ConfigError(f"attacks: {name}: {first_line(error)}") from error
         for name, entry in self.defenses.items():
-            check_entry(name, entry)
-        seeds = tuple(self.seeds)
-        if not seeds or len(set(seeds)) != len(seeds) or any(type(s) is not int or s < 0 for s in seeds):
-            raise ConfigError(f"seeds must be different numbers from 0, got {self.seeds!r}")
+            try:
+                check_entry(name, entry)
+            except (TypeError, AttributeError) as error:
+                raise ConfigError(f"defenses: {name}: {first_line(error)}") from error
+        seeds = tuple(self.seeds) if isinstance(self.seeds, (list, tuple)) else ()
+        if (
+            not seeds
+            or any(type(s) is not int or not 0 <= s < 2**31 for s in seeds)
+            or len({*seeds}) < len(seeds)
+        ):
+            raise ConfigError(f"seeds must be a list of different numbers from 0, got {shown(self.seeds)}")
         object.__setattr__(self, "seeds", seeds)
         for name, least in (("rows", 1), ("clean_rows", 1), ("test_rows", 0), ("target_label", 0)):
             value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ConfigError(f"{name} must be a whole number from {least}, got {value!r}")
+            if type(value) is not int or not least <= value < 2**31:
+                raise ConfigError(f"{name} must be a whole number from {least}, got {shown(value)}")
+        if not isinstance(self.settings, Mapping):
+            raise ConfigError(f"settings must be a mapping, got {shown(self.settings)}")
         if "seed" in self.settings:
             raise ConfigError("settings: the seed is the grid's, say seeds")
         self.settings_of(seeds[0])
@@ -121,12 +142,10 @@ def read_grid(values: Mapping[str, Any] | str | Path) -> Grid:
         The file cannot be read, or a field is unknown, missing or wrong.
     """
     if not isinstance(values, Mapping):
-        import yaml
-
         try:
-            values = yaml.safe_load(Path(values).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"the grid cannot be read: {str(error).splitlines()[0]}") from error
+            values = read_yaml(Path(values))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"the grid cannot be read: {first_line(error)}") from error
         if not isinstance(values, Mapping):
             raise ConfigError(f"a grid is a mapping of fields, got {type(values).__name__}")
     known = [f.name for f in fields(Grid)]
@@ -138,9 +157,18 @@ def read_grid(values: Mapping[str, Any] | str | Path) -> Grid:
 
 
 def _check_attack(name: str, entry: Mapping[str, Any]) -> None:
-    if not entry or set(entry) == {"train", "triggered"}:
+    if not entry or _names(entry, "train", "triggered"):
         return
-    if entry.get("attack") not in ATTACKS:
+    if not isinstance(entry.get("attack"), str) or entry["attack"] not in ATTACKS:
         raise ConfigError(
             f"attacks: {name} must be empty, name the files train and triggered, or an attack: one of {listed(ATTACKS)}"
         )
+
+
+def _names(value: Any, *fields: str) -> bool:
+    """Whether a mapping names a file for each of these and for nothing else."""
+    return (
+        isinstance(value, Mapping)
+        and set(value) == set(fields)
+        and all(isinstance(name, str) and name for name in value.values())
+    )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asepsis.data import Data, demo_rows, read, read_rows
+from asepsis.data.values import shown
 from asepsis.errors import ConfigError, DataError
 from asepsis.evaluation.attacks.spec import ATTACKS
 from asepsis.evaluation.key import PoisonKey
@@ -49,7 +50,7 @@ class Tests:
         if "triggered" in declared:
             triggered = read(_path(self.folder, declared["triggered"]), n_classes=test.n_classes)
         elif declared:
-            triggered = _attack(self.grid, declared).trigger(test, seed=1000 + self.cell.seed)
+            triggered = attack_of(self.grid, declared).trigger(test, seed=1000 + self.cell.seed)
         limit = self.grid.test_rows
         first = [
             None if rows is None else rows.select(range(min(limit or len(rows), len(rows))))
@@ -93,7 +94,7 @@ def sources(grid: Grid, folder: Path | None, cell: Cell) -> Sources:
         train = released.select(drawn(len(released), grid.rows, cell.seed))
         key = PoisonKey(released.sample_ids, poisoned)
     elif declared:
-        train, key = _attack(grid, declared).poison(sound, seed=cell.seed)
+        train, key = attack_of(grid, declared).poison(sound, seed=cell.seed)
     else:
         train, key = sound, PoisonKey(sound.sample_ids, np.zeros(len(sound), bool))
     dev = _clean(grid, folder, "dev", cell.seed)
@@ -114,7 +115,8 @@ def drawn(n: int, rows: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).permutation(n)[:rows])
 
 
-def _attack(grid: Grid, declared: Mapping[str, Any]) -> Any:
+def attack_of(grid: Grid, declared: Mapping[str, Any]) -> Any:
+    """Return the attack that an entry of a grid declares."""
     settings = {key: value for key, value in declared.items() if key != "attack"}
     kind = ATTACKS[declared["attack"]]
     return kind.from_dict({"name": declared["attack"], "target_label": grid.target_label, **settings})
@@ -136,4 +138,6 @@ def _clean(grid: Grid, folder: Path | None, part: str, seed: int) -> Data:
 def _path(folder: Path | None, name: str) -> Path:
     if folder is None:
         raise ConfigError(f"the grid names the file {name}; give the folder it lies in: --data FOLDER")
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"the grid names the file {shown(name)}, which does not lie in {folder}")
     return folder / name

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from asepsis.core.documents import read_json
+from asepsis.errors import CheckpointError
 from asepsis.evaluation.grid.plan import Cell, Grid
 from asepsis.evaluation.metrics import mean_interval
+from asepsis.evaluation.report.markdown import inline
 
 _HEAD = (
     "defense",
@@ -21,6 +24,8 @@ _HEAD = (
     "time",
     "memory",
 )
+# what of a cell's detection is shown
+_DETECTION = ("auroc", "tpr_at_1_fpr", "flagged_fpr", "clean_flag_rate")
 _NOTE = (
     "Mean over seeds and half the width of its 95 % t-interval. The floor under every ASR is that of `clean-only`. AUROC and TPR are "
     "of training rows, or, marked (i), of inputs; *flagged of the clean* is the share of clean rows or inputs flagged. Time and "
@@ -40,7 +45,7 @@ def render(grid: Grid, cells: str | Path) -> str:
     for cell in grid.cells():
         path = Path(cells) / cell.file
         if path.exists():
-            found[cell] = json.loads(path.read_text(encoding="utf-8"))
+            found[cell] = _cell(path)
     total = sum(1 for _ in grid.cells())
     failed = sum("error" in row for row in found.values())
     lines = [
@@ -60,8 +65,40 @@ def render(grid: Grid, cells: str | Path) -> str:
             lines.append(_line(defense, rows, none))
     if errors := sorted({(c.defense, c.attack, row["error"]) for c, row in found.items() if "error" in row}):
         lines += ["", "Could not act:", ""]
-        lines += [f"* {defense} on {attack}: {error}" for defense, attack, error in errors]
+        lines += [f"* {defense} on {attack}: {inline(error)}" for defense, attack, error in errors]
     return "\n".join(lines) + "\n"
+
+
+def _cell(path: Path) -> dict[str, Any]:
+    """Read a cell: what it says is a number or nothing, and what could not act says why."""
+    try:
+        row = read_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}; delete it, and the cell is run again"
+        ) from error
+    if not isinstance(row, dict) or not (
+        isinstance(row.get("error"), str) if "error" in row else _measured(row)
+    ):
+        raise CheckpointError(f"{path} is no cell of a grid; delete it, and the cell is run again")
+    return row
+
+
+def _measured(row: dict[str, Any]) -> bool:
+    clean, success, found = (row.get(name) for name in ("clean_accuracy", "attack_success_rate", "detection"))
+    shares = [clean, *([] if success is None else [success])]
+    if not all(isinstance(share, dict) and _number(share.get("value")) for share in shares):
+        return False
+    if not isinstance(found, dict | None):
+        return False
+    numbers = [(found or {}).get(name) for name in _DETECTION] + [
+        row.get(name) for name in ("seconds", "peak_bytes")
+    ]
+    return all(value is None or _number(value) for value in numbers)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _line(defense: str, rows: dict[int, dict[str, Any]], none: dict[int, dict[str, Any]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from asepsis.core.documents import read_json
 from asepsis.core.evidence import EVIDENCE, read_evidence
 from asepsis.core.judged import Judged, read_judged
 from asepsis.core.manifest import MANIFEST, ROWS, check_unaltered, read_manifest
@@ -121,8 +121,8 @@ def _kind(manifest: dict[str, Any], folder: str | Path) -> Kind:
 
 def _evaluation(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict) or not {"clean_accuracy", "attack_success_rate", "model"} <= set(found):
         raise CheckpointError(
@@ -133,7 +133,7 @@ def _evaluation(path: Path) -> dict[str, Any]:
 
 def _rows_of_demo(root: Path) -> list[dict[str, Any]]:
     try:
-        rows = json.loads((root / DEMO).read_text(encoding="utf-8"))["rows"]
+        rows = read_json(root / DEMO)["rows"]
         return [{**row, "model": row["defense"]} for row in rows]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{root / DEMO} cannot be read: {error}; run asepsis demo again") from error

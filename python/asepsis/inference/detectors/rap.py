@@ -193,6 +193,8 @@ class Rap(Detector):
             read_header(inside(folder, _FILE))  # bounds what the library is shown
             vectors = load_file(str(folder / _FILE))["vectors"]
             rows = dict(zip(state["classes"], vectors, strict=True))
+            if not rows or any(type(c) is not int or not 0 <= c < model.config.num_labels for c in rows):
+                raise ValueError("a class that the model has not")
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"{folder / _FILE} is missing or broken ({error!r}); fit the guard again"

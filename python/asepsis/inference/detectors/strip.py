@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _FILE = "strip_words.json"
+_MOST_COPIES = 10_000
 _MOST_WORDS = 256  # of one donor row; longer rows are gone through again
 
 
@@ -87,6 +88,8 @@ class StripConfig(DefenseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, n_copies=self.n_copies)
+        if self.n_copies > _MOST_COPIES:
+            raise ConfigError(f"n_copies must be at most {_MOST_COPIES:,}, got {self.n_copies:,}")
         at_least(2, most_donors=self.most_donors)
         if not 0 < self.replace_ratio < 1:
             raise ConfigError(f"replace_ratio must lie in (0, 1), got {self.replace_ratio!r}")
@@ -226,6 +229,9 @@ class Strip(Detector):
             words = read_json(folder / _FILE, most=1 << 28)
             donors = words["donors"]
             frame = Frame(before=tuple(words["frame"]["before"]), after=tuple(words["frame"]["after"]))
+            told = [*donors, frame.before, frame.after]
+            if not donors or not all(isinstance(word, str) for row in told for word in row):
+                raise TypeError("donors and frame are words")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{folder / _FILE} is missing or broken ({error!r}); fit the guard again"
@@ -233,7 +239,7 @@ class Strip(Detector):
         return cls(
             model,
             tokenizer,
-            task=state["task"],
+            task="classification" if state["task"] == "classification" else "causal",
             donors=donors,
             frame=frame,
             config=StripConfig.from_dict(state["config"]),
