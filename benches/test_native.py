@@ -51,6 +51,6 @@ def cases() -> Iterator[Any]:
         yield pytest.param(case, id=f"{job}: {name}", marks=pytest.mark.benchmark(group=job))
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", list(cases()))
 def test_time(benchmark: Any, case: native.Case) -> None:
     benchmark(case)
