@@ -33,10 +33,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from ledger_writes import ledger
 from row_stats import blocked, by_numpy, by_numpy_einsum, by_torch
 
 from asepsis import _native
-from asepsis.core.ledger import LossLedger
 from asepsis.kernels import row_stats
 
 Case = Callable[[], Any]
@@ -284,31 +284,6 @@ def classes(table: Table, values: np.ndarray, n_odd: int) -> None:
         table.add(
             "R9" if wanted else "-", f"lowest 1 % of {n_classes} classes, {kind}, {len(x):.0e}", ours, others
         )
-
-
-def ledger(table: Table, n: int) -> None:
-    for batch in (32, 1024, 65_536):
-        rng, count = np.random.default_rng(3), min(n, 4096 * batch)
-        positions, losses = rng.permutation(n)[:count], rng.random(count, dtype=np.float32)
-        cuts = [slice(at, at + batch) for at in range(0, count, batch)]
-        batches = [(positions[cut], losses[cut]) for cut in cuts]
-        kept, column, seen = LossLedger(n), np.full(n, np.nan, np.float32), np.zeros(n, np.bool_)
-
-        def ours(batches: Any = batches, kept: LossLedger = kept) -> None:
-            for positions, losses in batches:
-                kept.observe(positions, losses)
-
-        def theirs(batches: Any = batches, column: np.ndarray = column, seen: np.ndarray = seen) -> None:
-            for positions, losses in batches:
-                column[positions] = losses
-                seen[positions] = True
-
-        ours()
-        theirs()
-        assert kept.end_epoch().observed == seen.sum()
-        np.testing.assert_array_equal(kept.column(0), column)
-        job = f"{count:.0e} losses into {n:.0e}, {batch} at a time"
-        table.add("-", job, ours, {"numpy, losses and a mask": (theirs, None)})
 
 
 # in a process of its own: in this one the allocator has memory left over that would be used first
