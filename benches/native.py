@@ -33,13 +33,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from ledger_writes import ledger
 from row_stats import blocked, by_numpy, by_numpy_einsum, by_torch
 
 from asepsis import _native
 from asepsis.kernels import row_stats
 
 Case = Callable[[], Any]
-PARTS = ("statistics", "lowest", "sorts", "classes", "huge")
+PARTS = ("statistics", "lowest", "sorts", "classes", "ledger", "huge")
 
 
 def measure(cases: dict[str, Case], seconds: float) -> dict[str, list[float]]:
@@ -381,6 +382,8 @@ def main() -> None:
         sorts(table, values)
     if "classes" in args.parts:
         classes(table, values["exponential"], args.odd_values)
+    if "ledger" in args.parts:
+        ledger(table, args.values)
     if args.baseline:
         builds(table, args.baseline, values["exponential"], args.rows, args.columns)
     del values

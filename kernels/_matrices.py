@@ -68,6 +68,24 @@ def checked(name: str, matrix: Matrix) -> Matrix:
     return matrix
 
 
+def versions(reference: Matrix, tuned: Matrix) -> tuple[Matrix, Matrix]:
+    """Refuse what are not matrices on one device; return both as :func:`checked` does."""
+    p, f = checked("reference", reference), checked("tuned", tuned)
+    if device_of(p) != device_of(f):
+        raise DataError(
+            f"reference is on {device_of(p)} and tuned on {device_of(f)}; bring both to one device"
+        )
+    return p, f
+
+
+def off_cpu(matrix: Matrix) -> str | None:
+    """Return why the Rust core cannot read a matrix, as ``select`` wants it; None where it can."""
+    device = device_of(matrix)
+    if device.type == "cpu":
+        return None
+    return f"the matrices are on {device}, the Rust core reads CPU memory (.cpu())"
+
+
 def pairs_of(row_map: RowMap | None, reference: tuple[int, ...], tuned: tuple[int, ...]) -> Pairs | None:
     """Validate a row map against the shapes of both sides, [N, 2] int64; None where row i goes with row i."""
     if reference[1] != tuned[1]:
@@ -107,6 +125,11 @@ def dtype_name(what: str, dtype: object) -> Dtype:
     raise DataError(f"{what} must be one of {', '.join(SIZES)}, got {dtype!r}")
 
 
+def rounding(round_to: object) -> Dtype | None:
+    """Name the dtype that a reference is rounded to, None where it is not."""
+    return None if round_to is None else dtype_name("round_to", round_to)
+
+
 def dtype_of(matrix: Matrix) -> Dtype:
     """Name the dtype of a checked matrix."""
     return "bfloat16" if matrix.dtype == np.uint16 else dtype_name("dtype", matrix.dtype)
@@ -136,6 +159,16 @@ def floats_of(matrix: Matrix, rows: npt.NDArray[np.int64]) -> Tensor:
     if picked.dtype == np.uint16:
         return torch.from_numpy(picked.view(np.int16)).view(torch.bfloat16).float()
     return torch.from_numpy(picked).float()
+
+
+def deltas_of(
+    reference: Matrix, tuned: Matrix, pairs: Pairs, round_to: Dtype | None
+) -> tuple[Tensor, Tensor]:
+    """Return rows of a checked reference, rounded, and how far those of tuned are from them; float32 ``[N, D]`` each."""
+    p = floats_of(reference, pairs[:, 0])
+    if round_to is not None:
+        p = p.to(getattr(torch, round_to)).float()
+    return p, floats_of(tuned, pairs[:, 1]) - p
 
 
 def mapped(name: str, stored: Stored) -> Bytes:

@@ -24,13 +24,13 @@ from asepsis.kernels._matrices import (
     RowMap,
     Stored,
     bytes_of,
-    checked,
-    device_of,
-    dtype_name,
+    deltas_of,
     dtype_of,
-    floats_of,
     mapped,
+    off_cpu,
     pairs_of,
+    rounding,
+    versions,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -98,16 +98,10 @@ def column_medians(
     BackendError
         The backend that was asked for cannot run on these matrices.
     """
-    p, f = checked("reference", reference), checked("tuned", tuned)
-    p_device, f_device = device_of(p), device_of(f)
-    if p_device != f_device:
-        raise DataError(f"reference is on {p_device} and tuned on {f_device}; bring both to one device")
+    p, f = versions(reference, tuned)
     pairs = _picked(pairs_of(row_map, tuple(p.shape), tuple(f.shape)), len(f), rows, sample)
-    to = None if round_to is None else dtype_name("round_to", round_to)
-    refusal = None
-    if p_device.type != "cpu":
-        refusal = f"the matrices are on {p_device}, the Rust core reads CPU memory (.cpu())"
-    if select("column_medians", backend, {"native": refusal, "reference": None}) == "native":
+    to = rounding(round_to)
+    if select("column_medians", backend, {"native": off_cpu(p), "reference": None}) == "native":
         return _native((bytes_of(p), dtype_of(p)), (bytes_of(f), dtype_of(f)), pairs, to)
     return _reference(p, f, pairs, to)
 
@@ -129,7 +123,7 @@ def column_medians_files(
         A file cannot be read or ends before its matrix does, and as for :func:`column_medians`.
     """
     pairs = _picked(pairs_of(row_map, reference.shape, tuned.shape), tuned.shape[0], rows, sample)
-    to = None if round_to is None else dtype_name("round_to", round_to)
+    to = rounding(round_to)
     sides = [(mapped(name, side), side.dtype) for name, side in (("reference", reference), ("tuned", tuned))]
     return _native(sides[0], sides[1], pairs, to)
 
@@ -167,10 +161,7 @@ def _found(median: Floats, deviation: Floats, rows: int, compared: int) -> Colum
 
 
 def _reference(p: Matrix, f: Matrix, pairs: Pairs, to: Dtype | None) -> ColumnMedians:
-    reference = floats_of(p, pairs[:, 0])
-    if to is not None:
-        reference = reference.to(getattr(torch, to)).float()
-    delta = floats_of(f, pairs[:, 1]) - reference
+    delta = deltas_of(p, f, pairs, to)[1]
     delta = delta[delta.isfinite().all(1)].double()
     if len(delta) == 0:
         empty = np.empty(0)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asepsis.errors import DataError
 from asepsis.kernels._dispatch import Backend, select
 from asepsis.kernels._matrices import (
     SIZES,
@@ -23,13 +22,14 @@ from asepsis.kernels._matrices import (
     RowMap,
     Stored,
     bytes_of,
-    checked,
+    deltas_of,
     device_of,
-    dtype_name,
     dtype_of,
-    floats_of,
     mapped,
+    off_cpu,
     pairs_of,
+    rounding,
+    versions,
 )
 from asepsis.kernels._moments import RowStats
 
@@ -71,16 +71,10 @@ def row_stats(
     BackendError
         The backend that was asked for cannot run on these matrices.
     """
-    p, f = checked("reference", reference), checked("tuned", tuned)
-    p_device, f_device = device_of(p), device_of(f)
-    if p_device != f_device:
-        raise DataError(f"reference is on {p_device} and tuned on {f_device}; bring both to one device")
+    p, f = versions(reference, tuned)
     pairs = pairs_of(row_map, tuple(p.shape), tuple(f.shape))
-    to = None if round_to is None else dtype_name("round_to", round_to)
-    refusal = None
-    if p_device.type != "cpu":
-        refusal = f"the matrices are on {p_device}, the Rust core reads CPU memory (.cpu())"
-    if select("row_stats", backend, {"native": refusal, "reference": None}) == "native":
+    to = rounding(round_to)
+    if select("row_stats", backend, {"native": off_cpu(p), "reference": None}) == "native":
         return _native((bytes_of(p), dtype_of(p)), (bytes_of(f), dtype_of(f)), pairs, to, columns=columns)
     return _reference(p, f, pairs, to, columns=columns)
 
@@ -103,7 +97,7 @@ def row_stats_files(
         A file cannot be read or ends before its matrix does, and as for :func:`row_stats`.
     """
     pairs = pairs_of(row_map, reference.shape, tuned.shape)
-    to = None if round_to is None else dtype_name("round_to", round_to)
+    to = rounding(round_to)
     sides = [(mapped(name, side), side.dtype) for name, side in (("reference", reference), ("tuned", tuned))]
     return _native(sides[0], sides[1], pairs, to, columns=columns)
 
@@ -115,11 +109,7 @@ def _reference(p: Matrix, f: Matrix, pairs: Pairs | None, to: Dtype | None, *, c
     sums = torch.zeros(2, width, dtype=torch.float64, device=device)
     for start in range(0, max(n, 1), _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, n))
-        left, right = (rows, rows) if pairs is None else (pairs[rows, 0], pairs[rows, 1])
-        reference = floats_of(p, left)
-        if to is not None:
-            reference = reference.to(getattr(torch, to)).float()
-        delta = floats_of(f, right) - reference
+        reference, delta = deltas_of(p, f, np.stack([rows, rows], 1) if pairs is None else pairs[rows], to)
         size, finite = delta.abs(), delta.isfinite()
         r, e = reference.double(), delta.double()
         block = {

@@ -131,19 +131,24 @@ mod tests {
 
     /// The definition of the format.
     fn defined(half: u16) -> f64 {
+        // powi may round, by its documentation, and does under Miri
+        let power = |exponent: i32| f64::from_bits(((1023 + exponent) as u64) << 52);
         let (exponent, fraction) = (i32::from(half >> 10 & 31), f64::from(half & 1023));
         let magnitude = match exponent {
-            0 => fraction * 2f64.powi(-24),
+            0 => fraction * power(-24),
             31 if fraction == 0.0 => f64::INFINITY,
             31 => f64::NAN,
-            _ => (1024.0 + fraction) * 2f64.powi(exponent - 25),
+            _ => (1024.0 + fraction) * power(exponent - 25),
         };
         if half >> 15 == 1 { -magnitude } else { magnitude }
     }
 
+    /// One in so many halves is looked at.
+    const STEP: usize = if cfg!(miri) { 251 } else { 1 };
+
     #[test]
     fn every_half_is_what_the_format_says() {
-        for half in 0..=u16::MAX {
+        for half in (0..=u16::MAX).step_by(STEP) {
             let (got, wanted) = (f64::from(f16(half)), defined(half));
             assert!(
                 got == wanted && got.is_sign_negative() == wanted.is_sign_negative()
@@ -155,7 +160,7 @@ mod tests {
 
     #[test]
     fn rounding_goes_to_the_nearest_half_and_ties_to_even() {
-        for half in 0..0x7c00_u16 {
+        for half in (0..0x7c00_u16).step_by(STEP) {
             let (low, high) = (f16(half), if half == 0x7bff { 65536.0 } else { f16(half + 1) });
             let middle = (low + high) / 2.0; // exact: a half has 13 bits less than it could
             let above = if half == 0x7bff { f32::INFINITY } else { high };
@@ -171,7 +176,7 @@ mod tests {
 
     #[test]
     fn rounding_to_the_upper_half_is_to_nearest_and_even() {
-        for upper in (0..0x7f80_u32).step_by(7) {
+        for upper in (0..0x7f80_u32).step_by(7 * STEP) {
             let (low, high) = (f32::from_bits(upper << 16), f32::from_bits((upper + 1) << 16));
             let even = if upper % 2 == 0 { low } else { high };
             let at = |lower: u32| as_bf16(f32::from_bits(upper << 16 | lower));

@@ -196,6 +196,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too many values")]
     fn a_sample_large_enough_for_thresholds_changes_no_pick() {
         let n = 20_000;
         let mut state = 3u64;
@@ -230,6 +231,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too many values")]
     fn a_class_whose_sample_lied_is_picked_from_all_its_rows() {
         let n = 40_000;
         let size = n / 8;

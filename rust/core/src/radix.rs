@@ -148,7 +148,8 @@ mod tests {
 
     #[test]
     fn every_length_and_every_number_of_passes_sorts_as_a_comparison_does() {
-        for n in [0, 1, 2, FEW - 1, FEW, 4 * FEW] {
+        let lengths = [0, 1, 2, FEW, FEW - 1, 4 * FEW];
+        for &n in if cfg!(miri) { &lengths[..4] } else { &lengths[..] } {
             let mut cases = vec![
                 values(n, |x| f32::from_bits(x.wrapping_mul(0x9e37_79b9))), // all four places, NaN among them
                 values(n, |x| f32::from_bits((x & 0xff) << 16)),            // the low places alike

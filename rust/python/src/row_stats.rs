@@ -33,18 +33,13 @@ pub(crate) fn row_stats<'py>(
     round_to: Option<&str>,
     threads: i64,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let parse = |name: &str| name.parse::<core::Dtype>().map_err(data_error);
-    let dtypes = [parse(reference_dtype)?, parse(tuned_dtype)?];
-    let round_to = round_to.map(parse).transpose()?;
+    let borrowed = Borrowed::new([reference, tuned], [reference_dtype, tuned_dtype], pairs)?;
+    let round_to = round_to.map(dtype).transpose()?;
     let threads = usize::try_from(threads)
         .map_err(|_| DataError::new_err(format!("threads must not be negative, got {threads}")))?;
-    let (reference, tuned) = (bytes("reference", reference)?, bytes("tuned", tuned)?);
-    let pairs = pairs.map(as_pairs).transpose()?;
-    let (reference, tuned) = (reference.as_array(), tuned.as_array());
-    let pairs = pairs.as_ref().map(PyReadonlyArray2::as_array);
-
+    let views = borrowed.views();
     let work = || {
-        let (reference, tuned) = matrices([&reference, &tuned], dtypes, pairs)?;
+        let (reference, tuned) = views.matrices()?;
         core::row_stats(&reference, &tuned, core::Options { round_to, columns, threads })
     };
     let (rows, columns) = py.detach(work).map_err(data_error)?;
@@ -87,34 +82,68 @@ pub(crate) fn column_medians<'py>(
     pairs: Option<&Bound<'py, PyAny>>,
     round_to: Option<&str>,
 ) -> PyResult<(Bound<'py, PyArray1<f64>>, Bound<'py, PyArray1<f64>>, usize)> {
-    let parse = |name: &str| name.parse::<core::Dtype>().map_err(data_error);
-    let dtypes = [parse(reference_dtype)?, parse(tuned_dtype)?];
-    let round_to = round_to.map(parse).transpose()?;
-    let (reference, tuned) = (bytes("reference", reference)?, bytes("tuned", tuned)?);
-    let pairs = pairs.map(as_pairs).transpose()?;
-    let (reference, tuned) = (reference.as_array(), tuned.as_array());
-    let pairs = pairs.as_ref().map(PyReadonlyArray2::as_array);
+    let borrowed = Borrowed::new([reference, tuned], [reference_dtype, tuned_dtype], pairs)?;
+    let round_to = round_to.map(dtype).transpose()?;
+    let views = borrowed.views();
     let work = || {
-        let (reference, tuned) = matrices([&reference, &tuned], dtypes, pairs)?;
+        let (reference, tuned) = views.matrices()?;
         core::column_medians(&reference, &tuned, round_to)
     };
     let found = py.detach(work).map_err(data_error)?;
     Ok((found.median.into_pyarray(py), found.deviation.into_pyarray(py), found.rows))
 }
 
-/// Both matrices, or the rows of them that pairs name.
-fn matrices<'a>(
-    [reference, tuned]: [&'a ArrayView2<'_, u8>; 2],
+/// Two versions of a matrix as Python hands them over, and which of their rows belong together.
+struct Borrowed<'py> {
+    bytes: [PyReadonlyArray2<'py, u8>; 2],
     dtypes: [core::Dtype; 2],
-    pairs: Option<ArrayView2<'_, i64>>,
-) -> core::Result<(core::Matrix<'a>, core::Matrix<'a>)> {
-    let (reference, tuned) = (matrix(reference, dtypes[0])?, matrix(tuned, dtypes[1])?);
-    Ok(match pairs {
-        None => (reference, tuned),
-        Some(pairs) => {
-            (reference.pick(pairs.column(0).iter().copied())?, tuned.pick(pairs.column(1).iter().copied())?)
+    pairs: Option<PyReadonlyArray2<'py, i64>>,
+}
+
+impl<'py> Borrowed<'py> {
+    fn new(
+        [reference, tuned]: [&Bound<'py, PyAny>; 2],
+        dtypes: [&str; 2],
+        pairs: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Self> {
+        let dtypes = [dtype(dtypes[0])?, dtype(dtypes[1])?];
+        let bytes = [bytes("reference", reference)?, bytes("tuned", tuned)?];
+        Ok(Self { bytes, dtypes, pairs: pairs.map(as_pairs).transpose()? })
+    }
+
+    fn views(&self) -> Views<'_> {
+        Views {
+            bytes: self.bytes.each_ref().map(PyReadonlyArray2::as_array),
+            dtypes: self.dtypes,
+            pairs: self.pairs.as_ref().map(PyReadonlyArray2::as_array),
         }
-    })
+    }
+}
+
+/// [`Borrowed`] without what is Python's, to work on while the GIL is released.
+struct Views<'a> {
+    bytes: [ArrayView2<'a, u8>; 2],
+    dtypes: [core::Dtype; 2],
+    pairs: Option<ArrayView2<'a, i64>>,
+}
+
+impl Views<'_> {
+    /// Both matrices, or the rows of them that belong together.
+    fn matrices(&self) -> core::Result<(core::Matrix<'_>, core::Matrix<'_>)> {
+        let [reference, tuned] = &self.bytes;
+        let (reference, tuned) = (matrix(reference, self.dtypes[0])?, matrix(tuned, self.dtypes[1])?);
+        Ok(match self.pairs {
+            None => (reference, tuned),
+            Some(pairs) => (
+                reference.pick(pairs.column(0).iter().copied())?,
+                tuned.pick(pairs.column(1).iter().copied())?,
+            ),
+        })
+    }
+}
+
+fn dtype(name: &str) -> PyResult<core::Dtype> {
+    name.parse().map_err(data_error)
 }
 
 fn matrix<'a>(view: &'a ArrayView2<'_, u8>, dtype: core::Dtype) -> core::Result<core::Matrix<'a>> {

@@ -69,10 +69,17 @@ mod tests {
 
     type Found = (Vec<Row>, [Vec<f64>; 2]);
 
-    fn fill(by: fn(Block<'_>), bytes: [&[u8]; 2], round_to: Option<Dtype>, columns: usize) -> Found {
-        let (mut rows, mut scratch) = ([Row::default()], Scratch::new(columns));
-        let [reference, tuned] = [&[bytes[0]], &[bytes[1]]];
-        by(Block { reference, tuned, round_to, rows: &mut rows, scratch: &mut scratch });
+    /// Three rows, so that one is added to the columns while the next is read.
+    fn fill<R: Load, T: Load>(
+        by: fn(Block<'_>),
+        bytes: [&[u8]; 2],
+        round_to: Option<Dtype>,
+        columns: usize,
+    ) -> Found {
+        let (mut rows, mut scratch) = ([Row::default(); 3], Scratch::new(columns));
+        let reference: Vec<&[u8]> = bytes[0].chunks(columns * R::SIZE).collect();
+        let tuned: Vec<&[u8]> = bytes[1].chunks(columns * T::SIZE).collect();
+        by(Block { reference: &reference, tuned: &tuned, round_to, rows: &mut rows, scratch: &mut scratch });
         (rows.to_vec(), scratch.columns)
     }
 
@@ -84,13 +91,13 @@ mod tests {
             let high = (state >> 16) as u16 & 0x83ff | if size == 4 { 0x3c00 } else { 0x3000 };
             [state as u8, (state >> 8) as u8, high as u8, (high >> 8) as u8][4 - size..].to_vec()
         };
-        for columns in [1, 15, 16, 17, 768, 1100] {
-            let p: Vec<u8> = (0..columns).flat_map(|_| value(R::SIZE)).collect();
-            let f: Vec<u8> = (0..columns).flat_map(|_| value(T::SIZE)).collect();
+        for columns in if cfg!(miri) { vec![17] } else { vec![1, 15, 16, 17, 768, 1100] } {
+            let p: Vec<u8> = (0..3 * columns).flat_map(|_| value(R::SIZE)).collect();
+            let f: Vec<u8> = (0..3 * columns).flat_map(|_| value(T::SIZE)).collect();
             for round_to in [None, Some(Dtype::F16), Some(Dtype::Bf16)] {
-                let fastest = fill(run::<R, T>, [&p, &f], round_to, columns);
-                let portable = fill(sweep::<R, T>, [&p, &f], round_to, columns);
-                assert!(fastest.0[0].delta_squared > 0.0);
+                let fastest = fill::<R, T>(run::<R, T>, [&p, &f], round_to, columns);
+                let portable = fill::<R, T>(sweep::<R, T>, [&p, &f], round_to, columns);
+                assert!(fastest.0.iter().all(|row| row.delta_squared > 0.0));
                 assert_eq!(fastest, portable, "{columns} columns");
             }
         }
