@@ -65,7 +65,8 @@ def bench_defenses(
         names = {attack: f"{table.stem}-{attack}.svg" for attack in plots}
         for attack, plot in plots.items():
             write_whole(table.with_name(names[attack]), plot)
-        write_whole(table, render(declared, output, plots=names))
+        heading = f"# The grid {grid.name}\n\n```\nasepsis bench defenses {grid.name} --output CELLS --data FOLDER --table PAGE\n```\n\n"
+        write_whole(table, heading + render(declared, output, plots=names))
     typer.echo(render(declared, output))
 
 
