@@ -15,7 +15,15 @@ ROOT = Path(__file__).resolve().parents[2]
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Start": ("index.md", "install.md", "quickstart.md", "first-hour.md"),
     "Defenses": ("defenses/*.md",),
-    "Guides": ("training.md", "scaling.md", "scan_model.md", "guard.md", "detectors.md", "report.md", "bench.md"),
+    "Guides": (
+        "training.md",
+        "scaling.md",
+        "scan_model.md",
+        "guard.md",
+        "detectors.md",
+        "report.md",
+        "bench.md",
+    ),
     "Reference": ("cli.md", "threat_model.md", "glossary.md", "papers.md", "reliability.md"),
     "Speed": ("performance.md", "performance-cpu.md"),
     "Results": ("results/*.md",),
