@@ -113,9 +113,9 @@ class Folders:
         manifest = self.manifest(data, "", {}, name) | {"detector": "psim", "seed": 0, "weights": "x"}
         content = {
             "manifest": manifest,
-            "state": {},
+            "state": {"config": {}},
             "threshold": threshold,
-            "control": {"state": {}, "threshold": threshold},
+            "control": {"state": {"config": {}}, "threshold": threshold},
             "calibration": {
                 "scores": np.linspace(0, 1, 150).tolist(),
                 "control": np.linspace(0, 1, 150).tolist(),

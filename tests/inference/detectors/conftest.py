@@ -21,7 +21,7 @@ class BagOfWords(nn.Module):
     def __init__(self, rows: torch.Tensor) -> None:
         super().__init__()
         self.words = nn.Embedding.from_pretrained(rows, freeze=False)
-        self.config = SimpleNamespace(pad_token_id=0)
+        self.config = SimpleNamespace(pad_token_id=0, num_labels=2)
         self.seen: list[int] = []  # rows of each forward pass
 
     def get_input_embeddings(self) -> nn.Module:
