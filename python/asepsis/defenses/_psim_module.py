@@ -47,12 +47,12 @@ def attach(model: nn.Module, config: PsimConfig, task: Task, *, seed: int) -> nn
     """
     from peft import get_peft_model
 
+    kind = kind_for(model, config, task)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
         torch.manual_seed(seed)
         base = underlying(model)
-        module: nn.Module = get_peft_model(cast(Any, base), _peft_config(base, model, config, task))
-    kind = kind_for(model, config, task)
+        module: nn.Module = get_peft_model(cast(Any, base), _peft_config(base, kind, config, task))
     if config.head == "frozen" or (config.head == "auto" and kind == "lora"):
         for name, parameter in module.named_parameters():
             if ".modules_to_save." in name:
@@ -114,10 +114,9 @@ def virtual_tokens(module: nn.Module) -> int:
     return int(peft_config.num_virtual_tokens) if peft_config.is_prompt_learning else 0
 
 
-def _peft_config(base: nn.Module, model: nn.Module, config: PsimConfig, task: Task) -> Any:
+def _peft_config(base: nn.Module, kind: Kind, config: PsimConfig, task: Task) -> Any:
     from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
-    kind = kind_for(model, config, task)
     task_type = "SEQ_CLS" if task == "classification" else "CAUSAL_LM"
     if kind == "lora":
         targets = sorted({name.rpartition(".")[2] for name in attention(base)})
