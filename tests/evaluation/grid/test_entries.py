@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from asepsis.errors import ConfigError, MissingDependency
+from asepsis.errors import ConfigError, DefenseInert, MissingDependency
+from asepsis.evaluation.baselines import Found
 from asepsis.evaluation.grid import run as running
 from asepsis.evaluation.grid import run_grid
+from asepsis.evaluation.grid.filters import train_without
+from asepsis.testing import tiny_rows
 
 ATTACK = {"badnets": {"attack": "badnets", "poison_rate": 0.2}}
 
@@ -92,3 +97,10 @@ def test_a_missing_package_stops_the_grid_before_its_first_cell_and_is_no_result
     assert not cells_of(tmp_path)
     # what needs no package runs
     assert len(run_grid(grid, tmp_path, data=place, defenses={"none"})) == 1
+
+
+def test_a_filter_that_leaves_no_row_is_an_error():
+    site = SimpleNamespace(rows=SimpleNamespace(train=tiny_rows(4, 0)))
+    found = Found(np.ones(4), np.ones(4, bool))
+    with pytest.raises(DefenseInert, match="zscore throws out every row"):
+        train_without(site, found, {"name": "zscore"})
