@@ -47,7 +47,7 @@ def test_a_defense_that_cannot_act_is_a_result(declare, place, tmp_path):
     grid = declare(defenses={"none": {}, "zscore": {"bar": -100.0}}, attacks={"clean": {}})
     run_grid(grid, tmp_path, data=place)
     row = json.loads((tmp_path / "zscore--clean--seed0.json").read_text())
-    assert row["error"].startswith("DefenseInert: every row holds a word")
+    assert row["error"].startswith("DefenseInert: zscore throws out every row")
     page = render(grid, tmp_path)
     assert "in 1 the defense could not act" in page and "0 (1 could not act)" in page
     assert "* zscore on clean: DefenseInert" in page
