@@ -2,7 +2,7 @@
 
 use crate::load::{F32, LANES, Load};
 use crate::row_stats::{Dtype, Row};
-use crate::row_visit::{Columns, Pairs, Position, Rounded, Sums, visit};
+use crate::row_visit::{Columns, Fold, Line, Pairs, Position, Rounded, Sums, visit};
 
 /// Values added in `f32` before a sum goes on in `f64`: at most 32 additions to a lane, an error below 2e-6.
 const SEGMENT: usize = 32 * LANES;
@@ -26,30 +26,30 @@ pub(crate) struct Scratch {
     /// Column sums of the block, of the differences and of their squares; empty when not wanted.
     pub(crate) columns: [Vec<f64>; 2],
     /// The part of them that still is in `f32`, filled up to whole lanes.
-    partial: [Vec<f32>; 2],
+    partial: [Vec<Line>; 2],
 }
 
 impl Scratch {
     pub(crate) fn new(columns: usize) -> Self {
-        let full = columns.next_multiple_of(LANES);
+        let lines = columns.div_ceil(LANES);
         Self {
             rounded: Vec::new(),
             columns: [vec![0.0; columns], vec![0.0; columns]],
-            partial: [vec![0.0; full], vec![0.0; full]],
+            partial: [vec![Line::default(); lines], vec![Line::default(); lines]],
         }
     }
 }
 
 /// Fills the rows and the column sums of a block.
 #[inline(always)]
-pub(crate) fn sweep<R: Load, T: Load>(block: Block<'_>) {
+pub(crate) fn sweep<R: Load, T: Load, O: Fold>(block: Block<'_>) {
     let Block { reference, tuned, round_to, rows, scratch } = block;
     let columns = !scratch.columns[0].is_empty();
     scratch.columns.iter_mut().for_each(|sums| sums.fill(0.0));
-    scratch.partial.iter_mut().for_each(|sums| sums.fill(0.0));
+    scratch.partial.iter_mut().for_each(|sums| sums.fill(Line::default()));
     for ((reference, tuned), row) in reference.iter().zip(tuned).zip(rows) {
         match round_to {
-            None | Some(Dtype::F32) => pair::<R, T>(reference, tuned, row, scratch, columns),
+            None | Some(Dtype::F32) => pair::<R, T, O>(reference, tuned, row, scratch, columns),
             Some(to) => {
                 let mut rounded = std::mem::take(&mut scratch.rounded);
                 let n = tuned.len() / T::SIZE;
@@ -59,18 +59,20 @@ pub(crate) fn sweep<R: Load, T: Load>(block: Block<'_>) {
                 } else {
                     visit::<R, R>(reference, reference, &mut Rounded::<false> { to: &mut rounded });
                 }
-                pair::<F32, T>(&rounded[..n * 4], tuned, row, scratch, columns);
+                pair::<F32, T, O>(&rounded[..n * 4], tuned, row, scratch, columns);
                 scratch.rounded = rounded;
             }
         }
     }
     for (sums, partial) in scratch.columns.iter_mut().zip(&scratch.partial) {
-        sums.iter_mut().zip(partial).for_each(|(sum, &part)| *sum += f64::from(part));
+        sums.iter_mut()
+            .zip(partial.iter().flat_map(|line| &line.0))
+            .for_each(|(sum, &part)| *sum += f64::from(part));
     }
 }
 
 #[inline(always)]
-fn pair<R: Load, T: Load>(
+fn pair<R: Load, T: Load, O: Fold>(
     reference: &[u8],
     tuned: &[u8],
     row: &mut Row,
@@ -83,7 +85,7 @@ fn pair<R: Load, T: Load>(
     for (at, (reference, tuned)) in segments.clone().enumerate() {
         let mut sums = Sums::default();
         visit::<R, T>(reference, tuned, &mut sums);
-        if sums.fold_into(row) {
+        if sums.fold_into::<O>(row) {
             peak = at;
         }
     }

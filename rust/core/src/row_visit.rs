@@ -31,6 +31,42 @@ pub(crate) fn visit<R: Load, T: Load>(reference: &[u8], tuned: &[u8], visitor: &
     }
 }
 
+/// How the lanes of a row are brought together.
+pub(crate) trait Fold {
+    /// The sum of the lanes, by halves.
+    fn sum(lanes: &[f32; LANES]) -> f64;
+    /// The largest of lanes that are zero or above.
+    fn largest(lanes: &[f32; LANES]) -> f32;
+    /// The sum of counts.
+    fn count(lanes: &[u32; LANES]) -> u32;
+}
+
+/// For any processor.
+pub(crate) struct Portable;
+
+impl Fold for Portable {
+    #[inline(always)]
+    fn sum(lanes: &[f32; LANES]) -> f64 {
+        let mut sums = lanes.map(f64::from);
+        for half in [8, 4, 2, 1] {
+            for l in 0..half {
+                sums[l] += sums[l + half];
+            }
+        }
+        sums[0]
+    }
+
+    #[inline(always)]
+    fn largest(lanes: &[f32; LANES]) -> f32 {
+        lanes.iter().fold(0.0, |a, &b| if b > a { b } else { a })
+    }
+
+    #[inline(always)]
+    fn count(lanes: &[u32; LANES]) -> u32 {
+        lanes.iter().sum()
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Sums {
     delta_squared: [f32; LANES],
@@ -62,33 +98,19 @@ impl Visitor for Sums {
 impl Sums {
     /// Whether the largest difference of the row so far is in here.
     #[inline(always)]
-    pub(crate) fn fold_into(self, row: &mut Row) -> bool {
-        row.delta_squared += fold(self.delta_squared);
-        row.delta_dot += fold(self.delta_dot);
-        row.reference_squared += fold(self.reference_squared);
-        row.delta_abs += fold(self.delta_abs);
-        row.zeros += self.zeros.iter().sum::<u32>();
-        let max = self.delta_max.into_iter().fold(0.0, |a, b| if b > a { b } else { a });
+    pub(crate) fn fold_into<F: Fold>(&self, row: &mut Row) -> bool {
+        row.delta_squared += F::sum(&self.delta_squared);
+        row.delta_dot += F::sum(&self.delta_dot);
+        row.reference_squared += F::sum(&self.reference_squared);
+        row.delta_abs += F::sum(&self.delta_abs);
+        row.zeros += F::count(&self.zeros);
+        let max = F::largest(&self.delta_max);
         let higher = max > row.delta_max;
         if higher {
             row.delta_max = max;
         }
         higher
     }
-}
-
-#[inline(always)]
-fn fold(lanes: [f32; LANES]) -> f64 {
-    let mut sums = [0.0; LANES];
-    for l in 0..LANES {
-        sums[l] = f64::from(lanes[l]);
-    }
-    for half in [8, 4, 2, 1] {
-        for l in 0..half {
-            sums[l] += sums[l + half];
-        }
-    }
-    sums[0]
 }
 
 /// Looks for the first difference of a size.
@@ -112,10 +134,15 @@ impl Visitor for Position {
     }
 }
 
+/// Sums of `LANES` columns, in one line of the cache: a vector across two of them is read and written twice.
+#[derive(Clone, Default)]
+#[repr(align(64))]
+pub(crate) struct Line(pub(crate) [f32; LANES]);
+
 /// Adds a row to the columns.
 pub(crate) struct Columns<'a> {
-    pub(crate) sums: &'a mut [f32],
-    pub(crate) squares: &'a mut [f32],
+    pub(crate) sums: &'a mut [Line],
+    pub(crate) squares: &'a mut [Line],
 }
 
 impl Visitor for Columns<'_> {
@@ -126,21 +153,20 @@ impl Visitor for Columns<'_> {
             deltas[l] = f[l] - p[l];
             squares[l] = deltas[l] * deltas[l];
         }
-        add(&mut self.sums[at..at + LANES], &deltas);
-        add(&mut self.squares[at..at + LANES], &squares);
+        add(&mut self.sums[at / LANES].0, &deltas);
+        add(&mut self.squares[at / LANES].0, &squares);
         true
     }
 }
 
 #[inline(always)]
-fn add(sums: &mut [f32], lanes: &[f32; LANES]) {
+fn add(sums: &mut [f32; LANES], lanes: &[f32; LANES]) {
     // by way of a copy: the compiler cannot see that the two sums of a column are apart
-    let mut copy = [0.0; LANES];
-    copy.copy_from_slice(sums);
+    let mut copy = *sums;
     for l in 0..LANES {
         copy[l] += lanes[l];
     }
-    sums.copy_from_slice(&copy);
+    *sums = copy;
 }
 
 /// Rounds a row.

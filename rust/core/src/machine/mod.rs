@@ -6,6 +6,8 @@
 
 pub(crate) mod pages;
 pub(crate) mod rows;
+#[cfg(target_arch = "x86_64")]
+mod rows_x86;
 pub(crate) mod search;
 #[cfg(target_arch = "aarch64")]
 mod search_arm;

@@ -3,24 +3,27 @@
 //! No clone fuses a product with a sum, so all of them return the same bits. On aarch64 the portable loops are compiled
 //! to NEON, which every such processor has.
 
+#[cfg(target_arch = "x86_64")]
+use super::rows_x86::Avx2;
 use crate::load::Load;
 use crate::row_block::{Block, sweep};
+use crate::row_visit::Portable;
 
 /// Fills a block with AVX2 where the processor has it. There is no clone for AVX-512: where both were measured, on Zen 4,
-/// the same loops took longer with it.
+/// the same loops took no less with it, also with all sums in its registers: they wait for memory.
 pub(crate) fn run<R: Load, T: Load>(block: Block<'_>) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
         // SAFETY: both features were just found.
         return unsafe { avx2::<R::Vector, T::Vector>(block) };
     }
-    sweep::<R, T>(block);
+    sweep::<R, T, Portable>(block);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,f16c")]
 fn avx2<R: Load, T: Load>(block: Block<'_>) {
-    sweep::<R, T>(block);
+    sweep::<R, T, Avx2>(block);
 }
 
 /// `float16` by the F16C instructions. Named as [`Load::Vector`] only, which [`run`] alone uses, having looked.
@@ -96,7 +99,7 @@ mod tests {
             let f: Vec<u8> = (0..3 * columns).flat_map(|_| value(T::SIZE)).collect();
             for round_to in [None, Some(Dtype::F16), Some(Dtype::Bf16)] {
                 let fastest = fill::<R, T>(run::<R, T>, [&p, &f], round_to, columns);
-                let portable = fill::<R, T>(sweep::<R, T>, [&p, &f], round_to, columns);
+                let portable = fill::<R, T>(sweep::<R, T, Portable>, [&p, &f], round_to, columns);
                 assert!(fastest.0.iter().all(|row| row.delta_squared > 0.0));
                 assert_eq!(fastest, portable, "{columns} columns");
             }
