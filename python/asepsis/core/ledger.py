@@ -26,6 +26,7 @@ Reducer: TypeAlias = Literal[
 #: Bytes of columns that stay in memory.
 MEMORY_LIMIT = 4 << 30
 Array: TypeAlias = "npt.NDArray[Any] | torch.Tensor"
+_INT64, _FLOAT32 = np.dtype(np.int64), np.dtype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +119,8 @@ class LossLedger:
             recorded then.
         """
         self._native.observe(
-            _borrow("positions", positions, np.integer, np.int64),
-            _borrow("losses", losses, np.floating, np.float32),
+            _borrow("positions", positions, np.integer, _INT64),
+            _borrow("losses", losses, np.floating, _FLOAT32),
         )
 
     def end_epoch(self) -> Coverage:
@@ -211,7 +212,7 @@ class LossLedger:
             return _native.bottom_k(scores, count, nan="drop")
         if ratio is None:
             raise LedgerError("labels need a ratio, a share of every class; k counts over all of them")
-        classes = _borrow("labels", labels, np.integer, np.int64)
+        classes = _borrow("labels", labels, np.integer, _INT64)
         if classes.min(initial=0) < 0:
             raise LedgerError(f"labels must be classes from 0, got {classes.min()}")
         # dense numbers: one stray huge label should not cost a bound for every class below it
@@ -281,9 +282,12 @@ class LossLedger:
 
 
 def _borrow(
-    name: str, values: Array, kind: type[np.integer[Any] | np.floating[Any]], dtype: npt.DTypeLike
+    name: str, values: Array, kind: type[np.integer[Any] | np.floating[Any]], dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
     """The memory of ``values`` as a contiguous array of ``dtype``; no copy when it is one."""
+    # first: the other questions take longer than writing a small batch does
+    if type(values) is np.ndarray and values.dtype == dtype and values.flags.c_contiguous:
+        return values
     if isinstance(values, torch.Tensor):
         if values.device.type != "cpu":
             raise LedgerError(
