@@ -22,7 +22,11 @@ from asepsis.training.processes import check_resumable
 from asepsis.training.zero import check_zero
 
 DEFENSES = {
-    "abl": (asepsis.AblConfig(snapshots=(2, 4), grow_steps=3, drop_ratio=0.1, unlearn="always"), {}),
+    "abl": (
+        # a level that the losses of the first steps lie on both sides of: the third step's gradient is turned
+        asepsis.AblConfig(snapshots=(2, 4), grow_steps=3, drop_ratio=0.1, unlearn="always", gamma=0.6938),
+        {},
+    ),
     "btu": (asepsis.BtuConfig(score="l2", k=2, order="edit_then_train"), {}),
     "musclelora": (
         asepsis.MuscleloraConfig(scales=(1, 2, 3), rank=2, init="reference", epochs=2),
@@ -223,7 +227,8 @@ def work(folder):
         save_file(found(run), str(folder / f"{name} {os.environ['RANK']}.safetensors"))
     rows, (model, tokenizer) = tiny_rows(8, 0), tiny_classifier(1)
     args = TrainingArguments(str(folder / "own"), report_to=[], save_strategy="no", ddp_backend="gloo")
-    tokenized = [{**tokenizer(text), "labels": int(label)} for text, label in zip(rows.texts, rows.labels)]
+    pairs = zip(rows.texts, rows.labels, strict=True)
+    tokenized = [{**tokenizer(text), "labels": int(label)} for text, label in pairs]
     own = asepsis.defended(Trainer, "abl")(
         model, args=args, train_dataset=tokenized, processing_class=tokenizer
     )

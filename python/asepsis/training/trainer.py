@@ -143,7 +143,7 @@ class _PhaseTrainer(OnePhase, Trainer):
             processing_class=phase.driver.tokenizer,
             callbacks=[_Begin(self), StepDone(self)],
         )
-        refuse_launcher(self, zero=phase.driver.zero)
+        refuse_launcher(self, zero=self._zero)
         # Our weights already divide by the size of the whole step, over micro-batches and ranks.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -156,7 +156,7 @@ class _Begin(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self._trainer.phase is not None
         self._trainer.phase.begin(self._trainer)
-        if self._trainer.is_deepspeed_enabled:
+        if self._trainer._zero:
             before_step(self._trainer.deepspeed, self._trainer.backward_done)
         state.global_step = self._trainer.phase.watch.steps
 
