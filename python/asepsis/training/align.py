@@ -114,9 +114,8 @@ class Aligner:
         self.raw.zero_()
         self.reference.zero_()
         for parameter, view in zip(self.parameters, self.gradients, strict=True):
-            parameter.grad = (
-                view if attach else None
-            )  # whoever zeroes gradients between steps may have detached it
+            # whoever zeroes gradients between steps may have detached it
+            parameter.grad = view if attach else None
         ends = [len(rows) * i // self._micro_batches for i in range(self._micro_batches + 1)]
         parts = [rows[start:end] for start, end in pairwise(ends)]
         self._pieces = [self._collate(part) if part else None for part in parts]

@@ -2,7 +2,7 @@
 
 Two things a Trainer would otherwise do are undone here. It drops every column the model's ``forward`` does not name,
 the sample id first; and its ``on_pre_optimizer_step`` fires after clipping, so whatever changes gradients has to be
-done at the end of ``training_step``.
+done at the end of ``training_step``; under DeepSpeed, which takes its step in there, before that (:mod:`.zero`).
 """
 
 from __future__ import annotations
