@@ -216,6 +216,11 @@ def test_checkpoints_under_deepspeed_are_refused():
         check_resumable(torch.nn.Linear(2, 2), asked(settled()))
 
 
+def test_purify_refuses_deepspeed_before_it_reads_a_model():
+    with pytest.raises(BackendError, match="purify does not tune under DeepSpeed"):
+        asepsis.purify("nowhere", base="nowhere", args=asked(settled()))
+
+
 def work(folder):
     for name in DEFENSES:
         run = train(name, folder, accumulation=2, ddp_backend="gloo")
