@@ -84,7 +84,7 @@ class Aligner:
         self.raw = torch.zeros(sum(sizes), device=self.device)
         self.reference = torch.zeros_like(self.raw)
         self.segments = Segments.of(sizes, self.device)
-        self._views = _views(self.raw, self.parameters)
+        self.gradients = _views(self.raw, self.parameters)
         self._aside = _views(self.reference, self.parameters)
         self.groups = self._choose_passes()
         self._schedule = _Schedule(steps / max(epochs, 1e-9), epochs)
@@ -102,15 +102,20 @@ class Aligner:
         self.reference_loss = torch.zeros((), device=self.device)
         self._stats: Tensor | None = None
 
-    def begin(self, step: int) -> None:
-        """Draw the step's reference rows and empty both arenas."""
+    def begin(self, step: int, *, attach: bool = True) -> None:
+        """Draw the step's reference rows and empty both arenas.
+
+        ``attach`` makes ``.grad`` of the parameters views of the first one; otherwise :attr:`gradients` have to be filled
+        before :meth:`align`.
+        """
         for _ in range(step - self._step):
             rows = next(self._batches)
         self._step = step
         self.raw.zero_()
         self.reference.zero_()
-        for parameter, view in zip(self.parameters, self._views, strict=True):
-            parameter.grad = view  # whoever zeroes gradients between steps may have detached it
+        for parameter, view in zip(self.parameters, self.gradients, strict=True):
+            # whoever zeroes gradients between steps may have detached it
+            parameter.grad = view if attach else None
         ends = [len(rows) * i // self._micro_batches for i in range(self._micro_batches + 1)]
         parts = [rows[start:end] for start, end in pairwise(ends)]
         self._pieces = [self._collate(part) if part else None for part in parts]

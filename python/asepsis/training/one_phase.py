@@ -2,11 +2,12 @@
 
 Two things a Trainer would otherwise do are undone here. It drops every column the model's ``forward`` does not name,
 the sample id first; and its ``on_pre_optimizer_step`` fires after clipping, so whatever changes gradients has to be
-done at the end of ``training_step``.
+done at the end of ``training_step``; under DeepSpeed, which takes its step in there, before that (:mod:`.zero`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from asepsis.training.loop import Watch, group_means, rate, steer
 from asepsis.training.middle import Middle
 from asepsis.training.plan import Plan
 from asepsis.training.shards import average_gradients
+from asepsis.training.zero import whole_gradients
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -138,7 +140,7 @@ class OnePhase(_Base):
         phase.mean = phase.apart = torch.zeros((), device=device)
         phase.micro = 0
         if samples and phase.aligner is not None:
-            phase.aligner.begin(phase.watch.steps)
+            phase.aligner.begin(phase.watch.steps, attach=not self._zero)
         return samples, torch.tensor(1, device=device)
 
     def compute_loss(
@@ -174,6 +176,10 @@ class OnePhase(_Base):
     def _sharded(self) -> bool:
         return self.phase is not None and getattr(self.phase.driver, "sharded", False)
 
+    @property
+    def _zero(self) -> bool:
+        return self.phase is not None and getattr(self.phase.driver, "zero", False)
+
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """Leave to :meth:`training_step` what the base's hooks do: they want an average, which gloo cannot make."""
         if not self._sharded:
@@ -182,25 +188,39 @@ class OnePhase(_Base):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Turn the whole step's gradient by the rule's sign: after the last micro-batch, before clipping."""
+        """One micro-batch, forward and backward, and what is done after it."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        phase = self.phase
-        if phase is None:
-            return loss
-        if phase.aligner is not None:
-            with self.compute_loss_context_manager():
-                phase.aligner.finish(self._piece(phase))
-        phase.micro += 1
-        if self.accelerator.sync_gradients:
-            phase.mean = self.accelerator.reduce(phase.mean, "mean")
-            phase.apart = self.accelerator.reduce(phase.apart, "mean")
-            if self._sharded:
-                average_gradients(model, self.accelerator.num_processes)
-            parameters = [p for p in model.parameters() if p.requires_grad]
-            steer(parameters, phase.request.loss.direction(phase.mean))
-            if phase.aligner is not None:
-                phase.aligner.align(over_ranks=self.accelerator.num_processes > 1)
+        # DeepSpeed has taken its step by now, and called `backward_done` before it.
+        if self.phase is not None and not (self._zero and self.accelerator.sync_gradients):
+            self.backward_done()
         return loss
+
+    def backward_done(self) -> None:
+        """Turn the whole step's gradient by the rule's sign: after the last micro-batch, before clipping."""
+        phase = self.phase
+        assert phase is not None
+        aligner = phase.aligner
+        if aligner is not None:
+            with self.compute_loss_context_manager():
+                aligner.finish(self._piece(phase))
+        phase.micro += 1
+        if not self.accelerator.sync_gradients:
+            return
+        ranks = self.accelerator.num_processes
+        phase.mean = self.accelerator.reduce(phase.mean, "mean")
+        phase.apart = self.accelerator.reduce(phase.apart, "mean")
+        if self._sharded:
+            average_gradients(phase.network, ranks)
+        parameters = [p for p in phase.network.parameters() if p.requires_grad]
+        direction = phase.request.loss.direction(phase.mean)
+        with contextlib.ExitStack() as stack:
+            if self._zero and (direction is not None or aligner is not None):
+                stack.enter_context(
+                    whole_gradients(parameters, None if aligner is None else aligner.gradients)
+                )
+            steer(parameters, direction)
+            if aligner is not None:
+                aligner.align(over_ranks=ranks > 1)
 
 
 class StepDone(TrainerCallback):

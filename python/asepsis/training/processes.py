@@ -11,6 +11,7 @@ from torch import distributed, nn
 from asepsis.core.state_file import states
 from asepsis.errors import BackendError, CheckpointError
 from asepsis.training.shards import is_sharded
+from asepsis.training.zero import uses_deepspeed
 
 _MOST = 8  # checkpoints a process tells of; it keeps two
 
@@ -68,6 +69,8 @@ def check_resumable(model: nn.Module, args: Any) -> None:
     """Raise ``BackendError`` where a training's state is not all in what a checkpoint holds."""
     if getattr(args, "fp16", False):
         raise BackendError("checkpoints do not hold fp16's loss scale; use bf16 or float32")
+    if uses_deepspeed(args):
+        raise BackendError("checkpoints of a training under DeepSpeed are not supported; train without them")
     if is_sharded(model):
         raise BackendError("checkpoints of weights that are spread over processes are not supported yet")
 

@@ -22,7 +22,7 @@ from asepsis.core.phases import Outcome, Script
 from asepsis.core.weights import Checkpoint, find_checkpoint
 from asepsis.data import Data, read
 from asepsis.defenses.base import Defense, DefenseConfig, Given
-from asepsis.errors import ConfigError, DefenseInert, MissingReference, ModelError
+from asepsis.errors import BackendError, ConfigError, DefenseInert, MissingReference, ModelError
 from asepsis.training import build
 from asepsis.training.checkpoint import versions
 from asepsis.training.driver import Driver, Progress, derive_seed, silent
@@ -30,6 +30,7 @@ from asepsis.training.loop import LoopDriver
 from asepsis.training.models import load_for, load_trained
 from asepsis.training.rewriting import CheckpointDriver
 from asepsis.training.settings import Settings
+from asepsis.training.zero import uses_deepspeed
 
 log = logging.getLogger("asepsis")
 
@@ -144,7 +145,11 @@ def purify(
         What the repaired model can do on clean rows fell below what was allowed.
     ModelError
         A model cannot be read, is no version of the other, or holds weights that are not finite.
+    BackendError
+        ``args`` ask for DeepSpeed.
     """
+    if uses_deepspeed(args):
+        raise BackendError("purify does not tune under DeepSpeed: use one process without it")
     choices = [defense] if isinstance(defense, (str, DefenseConfig)) else list(defense)
     if not choices:
         raise ConfigError("defense names none; there are epur and finemixing, for example")

@@ -22,6 +22,7 @@ from asepsis.training.one_phase import OnePhase, Phase, Positions, StepDone
 from asepsis.training.plan import make_plan
 from asepsis.training.resume import Journal
 from asepsis.training.shards import WAY_OUT, check_sharded, is_sharded, share
+from asepsis.training.zero import SUPPORTED, before_step, check_zero, for_one_phase, lent, uses_deepspeed
 
 
 class TrainerDriver(Driver):
@@ -48,6 +49,9 @@ class TrainerDriver(Driver):
         journal: Journal | None = None,
     ) -> None:
         _refuse(args)
+        self.zero = uses_deepspeed(args)
+        if self.zero:
+            check_zero(args, model)
         super().__init__(
             model,
             tokenizer,
@@ -63,6 +67,10 @@ class TrainerDriver(Driver):
         self.device = args.device
         self.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         self.sharded = is_sharded(model)
+        if self.sharded and self.zero:
+            raise BackendError(
+                f"weights that are spread over processes do not train under DeepSpeed: {SUPPORTED}"
+            )
         if self.sharded:
             check_sharded(model, args.world_size)
             share(model)
@@ -113,7 +121,13 @@ class TrainerDriver(Driver):
 
     def run_phase(self, phase: Phase, args: TrainingArguments) -> None:
         """Train one phase under the arguments made for it."""
-        _PhaseTrainer(phase, args).train()
+        if not self.zero:
+            _PhaseTrainer(phase, args).train()
+            return
+        for_one_phase(args)
+        trainer = _PhaseTrainer(phase, args)
+        with lent(trainer, phase.network):
+            trainer.train()
 
 
 class _PhaseTrainer(OnePhase, Trainer):
@@ -129,7 +143,7 @@ class _PhaseTrainer(OnePhase, Trainer):
             processing_class=phase.driver.tokenizer,
             callbacks=[_Begin(self), StepDone(self)],
         )
-        refuse_launcher(self)
+        refuse_launcher(self, zero=self._zero)
         # Our weights already divide by the size of the whole step, over micro-batches and ranks.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -142,6 +156,8 @@ class _Begin(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self._trainer.phase is not None
         self._trainer.phase.begin(self._trainer)
+        if self._trainer._zero:
+            before_step(self._trainer.deepspeed, self._trainer.backward_done)
         state.global_step = self._trainer.phase.watch.steps
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -175,20 +191,18 @@ def _of_a_part(request: Request) -> bool:
     return getattr(request, "network", None) is not None
 
 
-def refuse_launcher(trainer: Any) -> None:
+def refuse_launcher(trainer: Any, *, zero: bool = False) -> None:
     """Refuse what `accelerate launch` may have asked for where the arguments do not say it."""
-    if trainer.is_deepspeed_enabled:
-        raise BackendError("accelerate's DeepSpeed is not supported yet; launch with DDP")
+    if trainer.is_deepspeed_enabled and not zero:
+        raise BackendError(
+            "DeepSpeed does not drive a defended trainer of your own: launch it with DDP, or train by asepsis.defend(args=...)"
+        )
     if trainer.is_fsdp_enabled:
         raise BackendError(f"accelerate's FSDP spreads the model too late, rows are scored before; {WAY_OUT}")
 
 
 def _refuse(args: TrainingArguments) -> None:
     """Refuse launch strategies under which gradients cannot be turned in ``training_step``."""
-    if getattr(args, "deepspeed", None):
-        raise BackendError(
-            "DeepSpeed is not supported yet; use one process or DDP (torchrun, accelerate launch)"
-        )
     if getattr(args, "fsdp", None):
         raise BackendError(f"fsdp= spreads the model too late, rows are scored before; {WAY_OUT}")
     if args.n_gpu > 1:
