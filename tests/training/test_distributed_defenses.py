@@ -17,7 +17,7 @@ from asepsis.testing import tiny_classifier, tiny_rows
 
 DEFENSES = {
     "abl": (
-        asepsis.AblConfig(snapshots=(2, 4), grow_steps=3, drop_ratio=0.1, unlearn="always"),
+        asepsis.AblConfig(snapshots=(2, 4), grow_steps=3, drop_ratio=0.1, unlearn="always", gamma=0.6938),
         {},
     ),
     "musclelora": (
