@@ -14,7 +14,7 @@ from asepsis.core.phases import Acted, Continue, Outcome, Score
 from asepsis.data import Data
 from asepsis.defenses import load
 from asepsis.defenses._psim_config import PsimConfig
-from asepsis.defenses._psim_module import attach, kind_for, reattach, underlying, virtual_tokens
+from asepsis.defenses._psim_module import attach, kind_for, reattach, underlying
 from asepsis.defenses._psim_scores import Question
 from asepsis.defenses.base import Threat
 from asepsis.defenses.psim import Psim, _Watch
@@ -22,6 +22,7 @@ from asepsis.errors import CheckpointError, ConfigError, DefenseInert, MissingRe
 from asepsis.testing import tiny_causal, tiny_classifier, tiny_rows
 from asepsis.training import Settings, defend
 from asepsis.training.loop import LoopDriver
+from asepsis.training.models import room
 from asepsis.training.purify import purify
 from asepsis.training.scan import scan_data
 
@@ -97,7 +98,7 @@ def test_a_module_comes_back_from_its_files_as_it_was(tuned, kind, tmp_path):
     encoded = tokenizer(tiny_rows(4, 0).texts, return_tensors="pt", padding=True)
     with torch.no_grad():
         assert torch.allclose(again(**encoded).logits, module(**encoded).logits, atol=1e-5)
-    assert virtual_tokens(again) == (0 if kind == "lora" else 5)
+    assert room(again, 64) == 64 - (0 if kind == "lora" else 5)
 
 
 def test_broken_files_of_a_module_are_refused(tuned, tmp_path):

@@ -306,3 +306,17 @@ def test_a_transformers_pipeline_is_wrapped_as_it_is(guard, victim):
 
 def test_the_public_names_are_exported():
     assert asepsis.Guard is Guard and "Guard" in dir(asepsis) and "PsimConfig" in dir(asepsis)
+
+
+def test_a_text_longer_than_the_model_has_positions_for_is_cut_and_not_a_crash():
+    model, tokenizer = tiny_classifier(0)
+    longest = model.config.max_position_embeddings
+    made = Guard.fit(
+        model,
+        tiny_rows(60, 0),
+        detector="confidence",
+        target_fpr=0.05,
+        processing_class=tokenizer,
+        max_length=4 * longest,
+    )
+    assert made("word " * 3 * longest).suspicion == made("word " * 2 * longest).suspicion

@@ -22,7 +22,10 @@ from asepsis.training.shards import check_sharded, is_sharded, local
 #: transformers has plans for causal models; of a small encoder one has to say what is spread on its own
 PLAN = {"bert.embeddings": "free_full_weight", "bert.encoder.layer.*": "free_full_weight"}
 DEFENSES = {
-    "abl": (asepsis.AblConfig(snapshots=(2, 4), grow_steps=3, drop_ratio=0.1, unlearn="always", gamma=0.6938), {}),
+    "abl": (
+        asepsis.AblConfig(snapshots=(2, 4), grow_steps=3, drop_ratio=0.1, unlearn="always", gamma=0.6938),
+        {},
+    ),
     "musclelora": (
         asepsis.MuscleloraConfig(scales=(1, 2, 3), rank=2, init="reference", epochs=2),
         {"clean_reference": tiny_rows(16, 5)},

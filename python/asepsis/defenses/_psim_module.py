@@ -108,12 +108,6 @@ def underlying(model: nn.Module) -> nn.Module:
     return cast(nn.Module, plain).requires_grad_(False).eval()
 
 
-def virtual_tokens(module: nn.Module) -> int:
-    """Return how many positions of the input a module takes."""
-    peft_config: Any = module.active_peft_config
-    return int(peft_config.num_virtual_tokens) if peft_config.is_prompt_learning else 0
-
-
 def _peft_config(base: nn.Module, kind: Kind, config: PsimConfig, task: Task) -> Any:
     from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 

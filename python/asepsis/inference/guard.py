@@ -25,6 +25,7 @@ from asepsis.inference.pipeline import GuardedPipeline, Policy
 from asepsis.inference.report import Checked
 from asepsis.training.checkpoint import versions
 from asepsis.training.driver import Progress, silent
+from asepsis.training.models import room
 
 #: What a guard is fitted with beside its detector, so that the detector can be seen to earn its keep.
 CONTROL = "confidence"
@@ -147,7 +148,7 @@ class Guard:
         processing_class
             The tokenizer, where ``model`` is a module.
         seed, max_length, batch_size
-            Of everything drawn; tokens kept of each input; inputs per batch.
+            Of everything drawn; tokens kept of each input, at most the model's positions; inputs per batch.
         progress : callable
             Called with ``(phase, done, of)``.
 
@@ -168,6 +169,7 @@ class Guard:
                 f"{len(rows)}: give more rows or a larger rate"
             )
         network, tokenizer, rows = prepared(model, processing_class, rows)
+        max_length = room(network, max_length)
         learn, held = parts(rows, kind.least_rows, needed - kind.least_rows, seed=seed)
         with lent(network):
             options: dict[str, Any] = {

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from asepsis.core.confidence import bar
 from asepsis.core.outcome import Acted, Outcome
 from asepsis.core.phases import Script
 from asepsis.data import Data
 from asepsis.defenses._psim_config import PsimConfig
-from asepsis.defenses._psim_module import attach, reattach, virtual_tokens
+from asepsis.defenses._psim_module import attach, reattach
 from asepsis.defenses.psim import LEAST_ROWS, Psim
 from asepsis.errors import ConfigError
 from asepsis.inference.asking import Asker
 from asepsis.inference.detectors.base import Detector
 from asepsis.training.driver import Progress, silent
+from asepsis.training.models import room
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -56,7 +56,7 @@ class PsimDetector(Detector):
         psim = Psim(config or PsimConfig())
         asker = Asker.of(psim.config, clean, model, max_length=max_length, batch_size=batch_size)
         module = attach(model, psim.config, clean.task, seed=seed)
-        asker = replace(asker, max_length=_room(module, asker.max_length))
+        asker = replace(asker, max_length=room(module, asker.max_length))
 
         def script() -> Script:
             report = yield from psim.learn(model, module, asker.question, clean, seed=seed)
@@ -105,16 +105,3 @@ class PsimDetector(Detector):
     def report(self) -> dict[str, Any]:
         """Return how the module was trained and what held-out rows looked like on the way."""
         return self._report
-
-
-def _room(module: nn.Module, max_length: int) -> int:
-    """Return how many tokens of a text fit beside the virtual ones."""
-    outer: Any = module
-    config = outer.get_base_model().config
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is None:
-        return max_length
-    taken = virtual_tokens(module)
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        taken += 2  # positions count from the padding token's id plus one
-    return max(1, min(max_length, int(longest) - taken))
