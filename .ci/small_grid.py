@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 GUARDED = 0.3  # ASR that a defense which works on a plain trigger stays below
-CLEAN_FLAGGED = (
-    0.15  # share of rows that may be thrown out of training data without poison, or flagged of clean inputs
-)
+CLEAN_FLAGGED = 0.15  # share of rows without poison that may be thrown out, or of clean inputs flagged
 
 
 def main(folder: Path) -> int:
