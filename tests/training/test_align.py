@@ -113,7 +113,7 @@ def test_one_pass_gives_both_gradients_of_two(case, long_reference, checkpointin
         seen, sizes = {}, {}
         for step in range(3):
             backward(aligner, model, step, cut(tokenizer, data, np.arange(4 * step, 4 * step + 4)))
-            for name, g, r in zip(names, aligner._views, aligner._aside, strict=True):
+            for name, g, r in zip(names, aligner.gradients, aligner._aside, strict=True):
                 seen[f"{step} batch {name}"], seen[f"{step} reference {name}"] = g.clone(), r.clone()
                 sizes[f"{step} aligned {name}"] = (
                     g.clone()
