@@ -30,10 +30,10 @@ def main(folder: Path) -> int:
         wrong.append(f"the trigger was not learned: ASR {asr('none'):.3f} without a defense")
     wrong += [
         f"{name} on badnets: ASR {asr(name):.3f}, at most {GUARDED} was wanted"
-        for name in ("clean-only", "abl", "zscore", "psim")
+        for name in ("clean-only", "abl", "zscore")
         if not asr(name) <= GUARDED
     ]
-    for name in ("abl", "zscore", "confidence", "psim"):
+    for name in ("abl", "zscore", "confidence", "strip"):
         detection = cells.get(f"{name}--clean", {}).get("detection") or {}
         flagged = detection.get("flagged_fpr", detection.get("clean_flag_rate", float("nan")))
         if not flagged <= CLEAN_FLAGGED:
