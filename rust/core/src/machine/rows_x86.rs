@@ -1,6 +1,6 @@
 //! The lanes of a row brought together by AVX2.
 //!
-//! The compiler takes lanes one by one here, which costs a tenth of the whole pass. The additions and their order are those of
+//! The compiler takes lanes one by one here, which costs a twentieth of the whole pass. The additions and their order are those of
 //! [`Portable`](crate::row_visit::Portable), so the bits are too.
 
 use std::arch::x86_64::{
