@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from together import assert_same, defend, end, in_two_processes, save
 from torch import nn
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 
@@ -21,54 +20,13 @@ from asepsis.training.shards import check_sharded, is_sharded, local
 
 #: transformers has plans for causal models; of a small encoder one has to say what is spread on its own
 PLAN = {"bert.embeddings": "free_full_weight", "bert.encoder.layer.*": "free_full_weight"}
-DEFENSES = {
-    "abl": (
-        asepsis.AblConfig(snapshots=(2, 4), grow_steps=3, drop_ratio=0.1, unlearn="always", gamma=0.6938),
-        {},
-    ),
-    "musclelora": (
-        asepsis.MuscleloraConfig(scales=(1, 2, 3), rank=2, init="reference", epochs=2),
-        {"clean_reference": tiny_rows(16, 5)},
-    ),
-    "musclelora in two passes": (
-        asepsis.MuscleloraConfig(scales=(1, 2, 3), rank=2, init="reference", epochs=1, passes="two"),
-        {"clean_reference": tiny_rows(16, 5)},
-    ),
-}
+NAMES = ("abl", "musclelora", "musclelora in two passes")
 
 
-def train(name, folder, *, accumulation, **sharding):
-    """Defend the tiny model of a folder; it has no dropout, whose random numbers go by process and micro-batch."""
-    config, given = DEFENSES[name]
-    args = TrainingArguments(
-        output_dir=str(folder / "args"),
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-        per_device_train_batch_size=4,
-        per_device_eval_batch_size=16,
-        gradient_accumulation_steps=accumulation,
-        num_train_epochs=2,
-        learning_rate=5e-2,
-        optim="sgd",  # AdamW's first step has the size of the rate whatever the gradient's
-        seed=3,
-        save_strategy="no",
-    )
+def train(name, folder, *, accumulation, defense=None, **sharding):
     model = AutoModelForSequenceClassification.from_pretrained(folder / "model", **sharding)
-    return asepsis.defend(
-        model,
-        tiny_rows(48, 0),
-        defense=config,
-        processing_class=tiny_classifier(1)[1],
-        args=args,
-        **given,
-    )
-
-
-def found(run):
-    counts = {"flagged": run.outcome.flagged, "isolated": run.outcome.isolated}
-    steps = {"steps": torch.tensor(run.outcome.acted.steps)}
-    return {k: torch.from_numpy(v.copy()) for k, v in counts.items()} | steps
+    sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": accumulation}
+    return defend(name, model, tiny_classifier(1)[1], folder, defense=defense, use_cpu=True, **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -78,34 +36,16 @@ def place(tmp_path_factory):
     model, tokenizer = tiny_classifier(1, dropout=0.0)
     for part in (model, tokenizer):
         part.save_pretrained(folder / "model")
-    worker = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    done = subprocess.run([*worker, str(folder)], capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(__file__, folder, timeout=900)
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
-@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize("name", NAMES)
 def test_spread_over_two_processes_it_ends_where_one_does_with_twice_the_batch(name, place):
-    run = train(name, place, accumulation=2)
-    alone = place / f"alone {name}"
-    run.save_pretrained(alone)
-    together = place / name
-    assert sorted(p.name for p in together.iterdir()) == sorted(p.name for p in alone.iterdir())
-    assert asepsis.verify(together).verdict == "intact"
-    weights = "model.safetensors" if name == "abl" else "adapter_model.safetensors"
-    wanted, got = load_file(alone / weights), load_file(together / weights)
-    assert set(wanted) == set(got)
-    for key, value in wanted.items():
-        torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-6, msg=lambda m, k=key: f"{k}: {m}")
     start = load_file(place / "model" / "model.safetensors")
-    moved = [k for k, v in got.items() if k not in start or not torch.equal(v, start[k])]
-    assert any(bool(got[k].any()) for k in moved)
-    for rank in (0, 1):
-        told = load_file(place / f"{name} {rank}.safetensors")
-        for key, value in found(run).items():
-            assert torch.equal(told[key], value), (rank, key)
+    for told in assert_same(train(name, place, accumulation=2), place, name, start):
         # of the embeddings each process held no more than its half
         assert int(told["held"]) <= 0.6 * start["bert.embeddings.word_embeddings.weight"].numel()
 
@@ -173,17 +113,14 @@ def test_the_trainers_own_fsdp_is_refused_and_says_how_to_load_instead(tmp_path)
 def work(folder):
     from transformers.distributed import DistributedConfig
 
-    for name in DEFENSES:
+    for name in NAMES:
         sharding = {"distributed_config": DistributedConfig(fsdp_size=2, fsdp_plan=PLAN)}
         run = train(name, folder, accumulation=1, **sharding)
         held = local(run.model.get_input_embeddings().weight).numel()
-        run.save_pretrained(folder / name)
-        told = found(run) | {"held": torch.tensor(held)}
-        save_file(told, str(folder / f"{name} {os.environ['RANK']}.safetensors"))
+        save(run, folder, name, held=torch.tensor(held))
     config = asepsis.BtuConfig(k=2, tuning_epochs=0)
     try:
-        DEFENSES["btu"] = (config, {})
-        train("btu", folder, accumulation=1, **sharding)
+        train("btu", folder, accumulation=1, defense=(config, {}), **sharding)
     except BackendError as error:
         assert "use abl or musclelora" in str(error)
     else:
@@ -193,4 +130,4 @@ def work(folder):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     work(Path(sys.argv[1]))
-    torch.distributed.destroy_process_group()  # its threads sometimes abort an interpreter that just exits
+    end()

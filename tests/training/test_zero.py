@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.utils import DistributedType
-from safetensors.torch import load_file, save_file
+from together import DEFENSES, assert_same, defend, end, in_two_processes, save
 from transformers import Trainer, TrainingArguments
 
 import asepsis
@@ -21,22 +20,6 @@ from asepsis.testing import tiny_classifier, tiny_rows
 from asepsis.training.processes import check_resumable
 from asepsis.training.zero import check_zero
 
-DEFENSES = {
-    "abl": (
-        # a level that the losses of the first steps lie on both sides of: the third step's gradient is turned
-        asepsis.AblConfig(snapshots=(2, 4), grow_steps=3, drop_ratio=0.1, unlearn="always", gamma=0.6938),
-        {},
-    ),
-    "btu": (asepsis.BtuConfig(score="l2", k=2, order="edit_then_train"), {}),
-    "musclelora": (
-        asepsis.MuscleloraConfig(scales=(1, 2, 3), rank=2, init="reference", epochs=2),
-        {"clean_reference": tiny_rows(16, 5)},
-    ),
-    "musclelora in two passes": (
-        asepsis.MuscleloraConfig(scales=(1, 2, 3), rank=2, init="reference", epochs=1, passes="two"),
-        {"clean_reference": tiny_rows(16, 5)},
-    ),
-}
 NUMBERS = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
 CONFIG = {
     **dict.fromkeys((*NUMBERS, "gradient_clipping"), "auto"),
@@ -45,33 +28,8 @@ CONFIG = {
 
 
 def train(name, folder, *, accumulation, **launch):
-    """Defend a tiny model without dropout, whose random numbers go by process and micro-batch."""
-    config, given = DEFENSES[name]
-    model, tokenizer = tiny_classifier(1, dropout=0.0)
-    args = TrainingArguments(
-        output_dir=str(folder / "args"),
-        report_to=[],
-        disable_tqdm=True,
-        per_device_train_batch_size=2,
-        per_device_eval_batch_size=16,
-        gradient_accumulation_steps=accumulation,
-        num_train_epochs=2,
-        learning_rate=5e-2,
-        optim="sgd",  # AdamW's first step has the size of the rate whatever the gradient's
-        max_grad_norm=0.5,
-        seed=3,
-        save_strategy="no",
-        **launch,
-    )
-    return asepsis.defend(
-        model, tiny_rows(48, 0), defense=config, processing_class=tokenizer, args=args, **given
-    )
-
-
-def found(run):
-    parts = {name: getattr(run.outcome, name) for name in ("flagged", "isolated", "edited")}
-    numbers = {name: torch.from_numpy(value.copy()) for name, value in parts.items()}
-    return numbers | {"steps": torch.tensor(run.outcome.acted.steps)}
+    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": accumulation}
+    return defend(name, *tiny_classifier(1, dropout=0.0), folder, max_grad_norm=0.5, **sizes, **launch)
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +43,7 @@ def place(tmp_path_factory):
     (folder / "zero.json").write_text(json.dumps(CONFIG))
     own |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(folder / "zero.json")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    worker = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    done = subprocess.run(
-        [*worker, str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-        env={**os.environ, **own, "PATH": path},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(__file__, folder, timeout=1200, **own, PATH=path)
     return folder
 
 
@@ -102,22 +51,8 @@ def place(tmp_path_factory):
 @pytest.mark.timeout(1300)
 @pytest.mark.parametrize("name", DEFENSES)
 def test_under_zero_2_in_two_processes_it_ends_where_one_does_with_twice_the_batch(name, place):
-    run = train(name, place, accumulation=4, use_cpu=True)
-    alone, together = place / f"alone {name}", place / name
-    run.save_pretrained(alone)
-    assert sorted(p.name for p in together.iterdir()) == sorted(p.name for p in alone.iterdir())
-    assert asepsis.verify(together).verdict == "intact"
-    weights = "adapter_model.safetensors" if name.startswith("musclelora") else "model.safetensors"
-    wanted, got = load_file(alone / weights), load_file(together / weights)
-    assert set(wanted) == set(got)
-    for key, value in wanted.items():
-        torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-6, msg=lambda m, k=key: f"{k}: {m}")
     start = dict(tiny_classifier(1, dropout=0.0)[0].named_parameters())
-    assert any(bool(v.any()) for k, v in got.items() if k not in start or not torch.equal(v, start[k]))
-    for rank in (0, 1):
-        told = load_file(place / f"{name} {rank}.safetensors")
-        for key, value in found(run).items():
-            assert torch.equal(told[key], value), (rank, key)
+    assert_same(train(name, place, accumulation=4, use_cpu=True), place, name, start)
 
 
 def asked(config, **other):
@@ -228,8 +163,7 @@ def work(folder):
         assert len(set(storages)) == len(storages), "weights are still in one buffer"
         assert not any(m._forward_pre_hooks or m._forward_hooks for m in run.model.modules())
         assert not any(hasattr(p, "_hp_mapping") for p in run.model.parameters())
-        run.save_pretrained(folder / name)
-        save_file(found(run), str(folder / f"{name} {os.environ['RANK']}.safetensors"))
+        save(run, folder, name)
     rows, (model, tokenizer) = tiny_rows(8, 0), tiny_classifier(1)
     args = TrainingArguments(str(folder / "own"), report_to=[], save_strategy="no", ddp_backend="gloo")
     pairs = zip(rows.texts, rows.labels, strict=True)
@@ -248,4 +182,4 @@ def work(folder):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     work(Path(sys.argv[1]))
-    torch.distributed.destroy_process_group()  # its threads sometimes abort an interpreter that just exits
+    end()
