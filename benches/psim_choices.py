@@ -60,6 +60,8 @@ CHOICES: dict[str, dict[str, Any]] = {
         "warmup": 12 / 40,
     },
     "LoRA, labels drawn anew each epoch": {"labels": "uniform_per_epoch"},
+    "200 clean rows": {"clean_rows": 200, "labels": "uniform_per_epoch"},
+    "200 clean rows, labels drawn once": {"clean_rows": 200, "labels": "uniform_fixed"},
 }
 
 
@@ -81,6 +83,8 @@ def measured(args: argparse.Namespace, victim: str, again: int, fields: dict[str
     unseen = train.select(np.setdiff1d(np.arange(len(train)), drawn(len(train), TUNED, int(seed))))
     rows = unseen.select(drawn(len(unseen), args.rows, again))
     bad = recipe(attack).triggered(rows, seed=again)
+    fields = dict(fields)
+    dev = dev.select(drawn(len(dev), fields.pop("clean_rows", len(dev)), again))
     try:
         guard = asepsis.Guard.fit(
             str(args.victims / f"{attack}-seed{seed}"),

@@ -9,7 +9,8 @@ is taken as it came or adapted in five ways on clean training rows (stage ``adap
 victim as it came, with the dev rows, and scores the test rows (stage ``scores``); ``floor`` asks the clean model the triggered
 rows. Each cell is one JSON file, so a run that was stopped goes on where it was, and every adapted model meets every detector in
 the table without being trained again for it. The own confidence of the victim is a detector like the others: what does not beat
-it is not worth its pass.
+it is not worth its pass. ONION's language model asks nothing of the victim, so what it says of a text is kept for the other cells
+of a run.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from asepsis.evaluation.grid.table import spread
 from asepsis.evaluation.metrics import auroc, tpr_at_fpr
 from asepsis.evaluation.predict import predict
 from asepsis.inference.detectors import available, load
+from asepsis.inference.detectors.onion import Onion
 from asepsis.training.models import load_trained
 
 STRATEGIES = ("none", "full", "lora", "prompt_tuning", "p_tuning", "prefix_tuning")
@@ -51,6 +53,7 @@ VICTIMS = (*ATTACKS, *POISONED)
 
 def run(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
+    remember_onion()
     kinds = {
         "scores": (scores, args.detectors),
         "adapted": (adapted, args.strategies),
@@ -66,6 +69,20 @@ def run(args: argparse.Namespace) -> None:
                 row = {"stage": stage, "name": shown, "attack": attack, "seed": seed}
                 row |= measure_by(args, name, attack, seed)
                 save(cell, {**row, "seconds": time.monotonic() - began})
+
+
+def remember_onion() -> None:
+    """Score each text once, whichever victim it is shown to next."""
+    known: dict[str, np.float32] = {}
+    asked = Onion.scores
+
+    def scores(self: Onion, data: Data) -> np.ndarray:
+        new = [at for at, text in enumerate(data.texts) if text not in known]
+        if new:
+            known.update(zip((data.texts[at] for at in new), asked(self, data.select(new)), strict=True))
+        return np.array([known[text] for text in data.texts], np.float32)
+
+    Onion.scores = scores  # type: ignore[method-assign]
 
 
 def victim_of(args: argparse.Namespace, attack: str, seed: int) -> Path:

@@ -167,7 +167,8 @@ def test_virtual_tokens_are_refused_where_a_decoder_classifies():
 def test_a_module_that_stays_sure_is_an_error_that_says_what_was_reached(tuned):
     model, tokenizer = tuned
     with pytest.raises(
-        DefenseInert, match=r"still sure of clean rows after 2 steps .*raise steps or learning_rate"
+        DefenseInert,
+        match=r"still sure of clean rows after 2 steps .*raise steps or learning_rate, or draw labels anew",
     ):
         learn(model, tokenizer, tiny_rows(80, 11), steps=2, learning_rate=1e-5)
 

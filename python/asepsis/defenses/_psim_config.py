@@ -38,8 +38,8 @@ class PsimConfig(DefenseConfig):
     rank : int
         Of LoRA on the attention's queries and values; its alpha is twice that.
     labels : {"uniform_fixed", "uniform_per_epoch", "permute"}
-        Drawn once for each row, as the authors do; anew each time a row comes; or the rows' own labels, shuffled, which
-        leaves an unbalanced set its majority.
+        Drawn once for each row, as the authors do; anew each time a row comes, so that no row's label can be learned by
+        heart; or the rows' own labels, shuffled, which leaves an unbalanced set its majority.
     learning_rate : float or None
         Constant after the warm-up. None for 2e-3, with LoRA 5e-4; 2e-5 in the authors' code, which decays.
     warmup : float

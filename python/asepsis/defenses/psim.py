@@ -142,6 +142,13 @@ class Psim(Defense[PsimConfig]):
         }
 
 
+def _anew(config: PsimConfig) -> str:
+    """The way out where a module may have learned its labels by heart, for a message."""
+    if config.labels == "uniform_per_epoch":
+        return ""
+    return ", or draw labels anew each epoch (labels='uniform_per_epoch'): drawn once, those of few rows are learned by heart"
+
+
 class _Watch:
     """Looks at held-out clean rows while the module learns."""
 
@@ -189,7 +196,7 @@ class _Watch:
         elif self.end == "running" and self.config.stop == "usable":
             raise DefenseInert(
                 f"psim's module is still sure of clean rows after {last['step']} steps (mean {last['mean']:.2f}, 95 % quantile "
-                f"{last['p95']:.2f}; wanted is {wanted}): raise steps or learning_rate"
+                f"{last['p95']:.2f}; wanted is {wanted}): raise steps or learning_rate{_anew(self.config)}"
             )
         return {"rows": len(self.rows), "before": self.before, "end": self.end, "seen": self.seen}
 
