@@ -61,10 +61,10 @@ bench-native: $(VENV)/.stamp-bench  ## the Rust core beside numpy, torch, polars
 	$(BIN)/python benches/native.py
 
 # not in CI: Miri comes with nightly compilers only, which this project otherwise has no use for
-miri:  ## unit tests of the Rust core under Miri, with portable loops and with those of AVX2; an hour
+miri:  ## unit tests of the Rust core under Miri, with portable loops, AVX2 and AVX-512; half an hour
 	@cargo +nightly miri --version || { echo "make miri needs: rustup toolchain install nightly --component miri,rust-src" >&2; exit 1; }
 	$(MIRI) --lib
-	RUSTFLAGS="-C target-feature=+avx2" $(MIRI) --lib machine
+	RUSTFLAGS="-C target-feature=+avx2,+f16c,+avx512f,+avx512bw" $(MIRI) --lib machine
 
 docs: $(VENV)/.stamp-test  ## site/: the documentation, offline; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
