@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+import asepsis
+from asepsis.data import Data
 from asepsis.errors import DataError, ModelError
 from asepsis.evaluation.predict import measure, predict
+from asepsis.evaluation.respond import begins_with
 from asepsis.testing import tiny_causal, tiny_classifier, tiny_pairs, tiny_rows
+from asepsis.training import Settings
 
 ROWS = tiny_rows(30, 0, n_classes=3)
 
@@ -87,3 +91,21 @@ def test_rows_with_responses_are_refused(classifier):
 def test_a_model_that_does_not_classify_is_refused():
     with pytest.raises(ModelError, match="does not classify"):
         predict(*tiny_causal(0), ROWS)
+
+
+def test_a_text_longer_than_the_model_has_positions_is_cut_to_them():
+    long = Data(task="classification", texts=["good movie " * 200, "bad"], labels=[1, 0], n_classes=2)
+    model, tokenizer = tiny_classifier(0)
+    places = model.config.max_position_embeddings
+    run = asepsis.defend(
+        model,
+        long,
+        defense=None,
+        processing_class=tokenizer,
+        settings=Settings(max_steps=1, max_length=512, device="cpu"),
+    )
+    answers = predict(run.model, tokenizer, long, max_length=512)
+    np.testing.assert_array_equal(answers, predict(run.model, tokenizer, long, max_length=places))
+    causal, tokenizer = tiny_causal(0)
+    pairs = Data(task="causal", texts=["good movie " * 200], responses=["bad"])
+    assert begins_with(causal, tokenizer, pairs, "bad", max_length=512).shape == (1,)

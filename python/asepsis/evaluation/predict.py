@@ -17,6 +17,7 @@ from asepsis.evaluation.metrics import Proportion, attack_success_rate, clean_ac
 from asepsis.training.collate import Collator
 from asepsis.training.driver import Progress, silent
 from asepsis.training.forward import autocast, resolve_precision
+from asepsis.training.models import room
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def predict(
         raise DataError("predict() is for classifiers; this data set has responses, not labels")
     device = next(model.parameters()).device
     dtype = resolve_precision("auto", device)
-    collate = Collator(tokenizer, data, max_length=max_length)
+    collate = Collator(tokenizer, data, max_length=room(model, max_length))
     out = np.zeros(len(data), np.int64)
     order = np.argsort([len(text) for text in data.texts], kind="stable")
     model.eval()

@@ -19,6 +19,7 @@ from asepsis.errors import ConfigError, DataError
 from asepsis.evaluation.metrics import Proportion, wilson
 from asepsis.training.collate import IGNORED, Collator
 from asepsis.training.forward import autocast, resolve_precision, sample_losses
+from asepsis.training.models import room
 
 
 @torch.no_grad()
@@ -56,7 +57,7 @@ def begins_with(
         raise ConfigError("a response of at least one token is needed to look for")
     device = next(model.parameters()).device
     asked = replace(data, responses=[response] * len(data))
-    collate = Collator(tokenizer, asked, max_length=max_length)
+    collate = Collator(tokenizer, asked, max_length=room(model, max_length))
     found = np.zeros(len(data), bool)
     model.eval()
     for start in range(0, len(data), batch_size):
@@ -91,7 +92,7 @@ def clean_loss(
 ) -> float:
     """Return the mean loss per response token on clean rows, nats."""
     device = next(model.parameters()).device
-    collate = Collator(tokenizer, data, max_length=max_length)
+    collate = Collator(tokenizer, data, max_length=room(model, max_length))
     total, count = 0.0, 0
     model.eval()
     for start in range(0, len(data), batch_size):

@@ -48,6 +48,7 @@ from asepsis.errors import CheckpointError, ConfigError, DefenseInert
 from asepsis.training.collate import Collator
 from asepsis.training.decode import continue_rows
 from asepsis.training.forward import autocast, full_precision_head, losses_of
+from asepsis.training.models import room
 from asepsis.training.resume import Journal, set_rng_state
 from asepsis.training.shards import local, settle
 
@@ -99,7 +100,7 @@ class Driver(ABC):
         self.tokenizer = tokenizer
         self.data = data
         self.seed = seed
-        self.max_length = max_length
+        self.max_length = room(model, max_length)
         self.eval_batch_size = eval_batch_size
         self.progress = progress
         self.requests = 0
@@ -328,14 +329,12 @@ class Driver(ABC):
 
     def part_to_train(self, request: Train) -> AbstractContextManager[nn.Module]:
         """Return the network a request trains, see :func:`asepsis.core.exposure.part_to_train`."""
-        config: Any = getattr(self.model, "config", None)
-        longest = getattr(config, "max_position_embeddings", None) or self.max_length
         return part_to_train(
             self.model,
             request,
             n_classes=self.data.n_classes,
             seed=derive_seed(self.request_seed(), 2),
-            padding=(self.tokenizer.pad_token_id, min(self.max_length, longest)),
+            padding=(self.tokenizer.pad_token_id, self.max_length),
         )
 
     def request_seed(self) -> int:

@@ -220,12 +220,12 @@ def _pad(model: Any, tokenizer: Any) -> None:
 def room(model: nn.Module, max_length: int) -> int:
     """Return how many tokens of a text are kept: at most what a model has positions for, beside an adapter's virtual tokens."""
     outer: Any = model
-    config = (outer.get_base_model() if hasattr(outer, "get_base_model") else outer).config
+    config = getattr(outer.get_base_model() if hasattr(outer, "get_base_model") else outer, "config", None)
     longest = getattr(config, "max_position_embeddings", None)
-    if longest is None:
+    if config is None or longest is None:
         return max_length
     adapter = getattr(outer, "active_peft_config", None)
     taken = int(adapter.num_virtual_tokens) if adapter is not None and adapter.is_prompt_learning else 0
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+    if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
         taken += 2  # positions count from the padding token's id plus one
     return max(1, min(max_length, int(longest) - taken))

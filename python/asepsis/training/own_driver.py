@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
@@ -36,7 +35,7 @@ class OwnDriver(TrainerDriver):
             tokenizer,
             rows.data,
             trainer.args,
-            max_length=_longest(trainer.model, tokenizer),
+            max_length=int(tokenizer.model_max_length),
             progress=progress,
             journal=journal,
         )
@@ -91,10 +90,3 @@ def check_trainer(trainer: Any) -> None:
     for message, holds in refused.items():
         if holds:
             raise ConfigError(f"a defended trainer cannot run so: {message}")
-
-
-def _longest(model: nn.Module, tokenizer: Any) -> int:
-    """Return how many tokens of a row that is not tokenized yet are kept."""
-    config: Any = getattr(model, "config", None)
-    places = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    return int(min(places, tokenizer.model_max_length))

@@ -14,6 +14,7 @@ from asepsis.errors import ModelError
 from asepsis.inference.detectors._answers import evaluating, pad_token, padded
 from asepsis.kernels import sample_loss
 from asepsis.training.collate import IGNORED
+from asepsis.training.models import room
 
 
 class PerplexityScorer:
@@ -48,8 +49,7 @@ class PerplexityScorer:
             )
         pad_token(tokenizer)
         self.model, self.tokenizer, self._start = model, tokenizer, int(start)
-        limit = getattr(model.config, "max_position_embeddings", None)
-        self.max_tokens = min(max_tokens, limit) if isinstance(limit, int) and limit > 1 else max_tokens
+        self.max_tokens = room(model, max_tokens)
         self.batch_tokens = batch_tokens
 
     def ids(self, text: str) -> list[int]:
