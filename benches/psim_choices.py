@@ -60,7 +60,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         "warmup": 12 / 40,
     },
     "LoRA, labels drawn anew each epoch": {"labels": "uniform_per_epoch"},
-    "200 clean rows": {"clean_rows": 200, "labels": "uniform_per_epoch"},
+    "200 clean rows, labels drawn anew": {"clean_rows": 200, "labels": "uniform_per_epoch"},
     "200 clean rows, labels drawn once": {"clean_rows": 200, "labels": "uniform_fixed"},
 }
 

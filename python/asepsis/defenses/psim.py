@@ -146,7 +146,7 @@ def _anew(config: PsimConfig) -> str:
     """The way out where a module may have learned its labels by heart, for a message."""
     if config.labels == "uniform_per_epoch":
         return ""
-    return ", or draw labels anew each epoch (labels='uniform_per_epoch'): drawn once, those of few rows are learned by heart"
+    return ", or draw labels anew each epoch (labels='uniform_per_epoch'): drawn once, those of few rows can be learned by heart"
 
 
 class _Watch:

@@ -222,7 +222,7 @@ def room(model: nn.Module, max_length: int) -> int:
     outer: Any = model
     config = getattr(outer.get_base_model() if hasattr(outer, "get_base_model") else outer, "config", None)
     longest = getattr(config, "max_position_embeddings", None)
-    if config is None or longest is None:
+    if longest is None:
         return max_length
     adapter = getattr(outer, "active_peft_config", None)
     taken = int(adapter.num_virtual_tokens) if adapter is not None and adapter.is_prompt_learning else 0
