@@ -7,6 +7,10 @@ import torch
 import asepsis
 from asepsis.data import Data
 from asepsis.errors import DataError, ModelError
+from asepsis.evaluation.baselines._hidden import pooled_states
+from asepsis.evaluation.baselines.graceful import low_frequencies
+from asepsis.evaluation.frequency.inputs import pooled_embeddings
+from asepsis.evaluation.frequency.probe import FrequencyProbe
 from asepsis.evaluation.predict import measure, predict
 from asepsis.evaluation.respond import begins_with
 from asepsis.testing import tiny_causal, tiny_classifier, tiny_pairs, tiny_rows
@@ -109,3 +113,17 @@ def test_a_text_longer_than_the_model_has_positions_is_cut_to_them():
     causal, tokenizer = tiny_causal(0)
     pairs = Data(task="causal", texts=["good movie " * 200], responses=["bad"])
     assert begins_with(causal, tokenizer, pairs, "bad", max_length=512).shape == (1,)
+
+
+def test_so_is_it_for_baselines_and_the_frequency_probe():
+    rows = Data(task="classification", texts=["good movie " * 200, "bad"], labels=[1, 0], n_classes=2)
+    model, tokenizer = tiny_classifier(0)
+    places = model.config.max_position_embeddings
+    for states in (pooled_states, pooled_embeddings):
+        long, whole = (states(model, tokenizer, rows, max_length=length) for length in (512, places))
+        torch.testing.assert_close(torch.as_tensor(long), torch.as_tensor(whole))
+    poisoned = np.array([True, False])
+    probe = FrequencyProbe(model, tokenizer, rows, poisoned, max_length=512, sigmas=(1.0,))
+    assert probe.observe(0).step == 0
+    pairs = Data(task="causal", texts=["good movie " * 200], responses=["bad"])
+    assert len(low_frequencies(*tiny_causal(0), pairs, corner=2, max_length=512)) == 1

@@ -13,6 +13,7 @@ from asepsis.core.placement import output_linear
 from asepsis.data import Data
 from asepsis.errors import DataError
 from asepsis.training.collate import Collator
+from asepsis.training.models import room
 
 
 @torch.no_grad()
@@ -35,7 +36,7 @@ def pooled_states(
         )
     head = dict(model.named_modules())[output_linear(model)]
     device = next(model.parameters()).device
-    collate = Collator(tokenizer, data, max_length=max_length)
+    collate = Collator(tokenizer, data, max_length=room(model, max_length))
     read: list[Tensor] = []
     states: list[Tensor] = []
     order = np.argsort([len(text) for text in data.texts], kind="stable")

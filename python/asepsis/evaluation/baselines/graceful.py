@@ -46,6 +46,7 @@ from asepsis.errors import ConfigError, DataError
 from asepsis.evaluation.baselines._found import Found
 from asepsis.evaluation.baselines._packages import package
 from asepsis.training.collate import IGNORED, Collator
+from asepsis.training.models import room
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ def low_frequencies(
         )
     _, head = head_of(model.get_base_model() if hasattr(model, "get_base_model") else model)
     device = next(model.parameters()).device
-    collate = Collator(tokenizer, data, max_length=max_length)
+    collate = Collator(tokenizer, data, max_length=room(model, max_length))
     read: list[Tensor] = []
     found: list[Tensor] = []
     cosines: tuple[Tensor, Tensor] | None = None

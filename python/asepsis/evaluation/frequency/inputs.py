@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from asepsis.data import Data
 from asepsis.errors import ModelError
 from asepsis.training.collate import Batch, Collator
+from asepsis.training.models import room
 
 
 @torch.no_grad()
@@ -25,7 +26,7 @@ def pooled_embeddings(
     device = next(table.parameters()).device
     out: list[Tensor] = [torch.empty(0)] * len(data)
     with evaluating(model):
-        for at, batch in batches(tokenizer, data, max_length, batch_size):
+        for at, batch in batches(model, tokenizer, data, max_length, batch_size):
             ids = batch.inputs["input_ids"]
             mask = batch.inputs.get("attention_mask", ids != tokenizer.pad_token_id)
             vectors = table(ids.to(device)).double().cpu()
@@ -51,10 +52,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def batches(
-    tokenizer: Any, data: Data, max_length: int, batch_size: int
+    model: nn.Module, tokenizer: Any, data: Data, max_length: int, batch_size: int
 ) -> Iterator[tuple[NDArray[np.int64], Batch]]:
     """Yield positions and batch, rows of like length together."""
-    collate = Collator(tokenizer, data, max_length=max_length)
+    collate = Collator(tokenizer, data, max_length=room(model, max_length))
     order = np.argsort([len(text) for text in data.texts], kind="stable")
     for start in range(0, len(order), batch_size):
         at = order[start : start + batch_size]

@@ -169,7 +169,7 @@ class FrequencyProbe:
         device = next(self.model.parameters()).device
         dtype = resolve_precision(self.precision, device)
         with evaluating(self.model), autocast(device, dtype), full_precision_head(self.model):
-            for at, batch in batches(self.tokenizer, self.data, self.max_length, self.batch_size):
+            for at, batch in batches(self.model, self.tokenizer, self.data, self.max_length, self.batch_size):
                 logits = self.model(**batch.to(device).inputs).logits
                 if logits.shape != (len(at), out.shape[1]):
                     raise ModelError(

@@ -18,6 +18,7 @@ from asepsis.evaluation.attacks.weights.recipe import Site
 from asepsis.training.collate import Collator
 from asepsis.training.forward import autocast, mean_losses, resolve_precision, weighted_loss
 from asepsis.training.loop import weigh
+from asepsis.training.models import room
 from asepsis.training.plan import make_plan
 
 
@@ -51,13 +52,14 @@ def train_rows(
     s = site.settings
     device = site.embeddings.device
     dtype = resolve_precision(s.precision, device)
-    collate = Collator(site.tokenizer, data, max_length=s.max_length)
+    length = room(site.model, s.max_length)
+    collate = Collator(site.tokenizer, data, max_length=length)
     request = Train(name=name, epochs=epochs)
     plan = make_plan(request, data, epochs=epochs, batch_size=s.batch_size, accumulation=1, seed=s.seed)
     holding = _rows_with(collate, ids, len(data))
     if holding == 0:
         raise DataError(
-            f"no triggered row holds the trigger's token within {s.max_length} tokens; raise max_length"
+            f"no triggered row holds the trigger's token within {length} tokens; raise max_length"
         )
     at = torch.tensor(ids, device=device)
     before = site.embeddings.detach()[at].float()
