@@ -275,11 +275,13 @@ class Driver(ABC):
         data, network = request.data or self.data, request.network or self.model
         found = np.full((len(data), request.tokens), np.nan, np.float32)
         collate = self.rows_of(data)
+        # what follows takes positions too
+        longest = max(1, room(network, self.max_length + request.tokens) - request.tokens)
         order = by_length(data, request.rows)
         with evaluating(network), autocast(self.device, self.dtype), full_precision_head(network):
             for start in range(0, len(order), self.eval_batch_size):
                 at = order[start : start + self.eval_batch_size]
-                prompts = collate.read_ids([int(p) for p in at], part="inputs")
+                prompts = [ids[-longest:] for ids in collate.read_ids(at.tolist(), part="inputs")]
                 found[at] = continue_rows(
                     network, prompts, tokens=request.tokens, tokenizer=self.tokenizer, device=self.device
                 )
