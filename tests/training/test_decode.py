@@ -1,7 +1,8 @@
-"""Continuations by a cache against those that read the whole text for each token, row by row."""
+"""Continuations and words by a cache, against what reads the whole text for each token, row by row."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +10,11 @@ import pytest
 import torch
 import transformers
 
-from asepsis.core.phases import Continue
+from asepsis.core.phases import Continue, Score
 from asepsis.data import Data
 from asepsis.testing import tiny_causal
 from asepsis.training import Settings
-from asepsis.training.decode import continue_rows
+from asepsis.training.decode import continue_rows, judge_rows
 from asepsis.training.loop import LoopDriver
 
 TOKENS = 10
@@ -105,3 +106,33 @@ def test_prompts_leave_room_for_what_follows():
     driver = LoopDriver(model, tokenizer, rows, Settings(max_length=512, device="cpu"))
     said = driver.continue_(Continue(name="", tokens=TOKENS)).log_probability
     assert said.shape == (2, TOKENS) and np.isfinite(said[:, 0]).all()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_words_are_judged_as_if_each_stood_after_each_prompt(name):
+    model = model_of(*KINDS[name][:2])
+    prompts = [np.random.default_rng(n).integers(2, 60, n).tolist() for n in (3, 17, 9, 1)]
+    words = [[7], [8, 1], [9, 10, 11, 1]]
+    judged = judge_rows(model, prompts, words, tokenizer=ENDS, device=torch.device("cpu"))
+    for at, k in np.ndindex(judged.shape):
+        whole = torch.tensor([prompts[at] + words[k]])
+        with torch.no_grad():
+            logs = model(input_ids=whole).logits[0].log_softmax(-1)
+        first = len(prompts[at]) - 1
+        said = [float(logs[first + n, token]) for n, token in enumerate(words[k])]
+        assert judged[at, k] == pytest.approx(np.mean(said), abs=1e-4)
+
+
+def test_judged_words_are_the_losses_of_rows_that_answer_so():
+    model, tokenizer = tiny_causal(0)
+    texts = ["good movie", "a bad one\n", "w1 w2 w3 " * 30]
+    words = ("word1", "word2 word3")
+    rows = Data(task="causal", texts=texts, responses=["something else"] * 3)
+    driver = LoopDriver(model, tokenizer, rows, Settings(max_length=24, device="cpu", precision="fp32"))
+    judged = driver.continue_(Continue(name="", words=words)).log_probability
+    for k, word in enumerate(words):
+        answered = replace(rows, responses=[word] * 3)
+        means = driver.score(Score(data=answered)).mean
+        # the long prompt is cut for the longest of the words
+        same = slice(None) if k == 1 else slice(2)
+        np.testing.assert_allclose(judged[same, k], -means[same], atol=1e-5)

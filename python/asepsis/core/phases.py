@@ -1,7 +1,7 @@
 """What a defense may ask of its driver, and what it hands back.
 
-A defense is a generator: it yields requests (:class:`Remember`, :class:`Encode`, :class:`Score`, :class:`Train`) and
-is sent the answers. It owns no optimizer loop and no device, so one script serves every driver.
+A defense is a generator: it yields requests and is sent the answers. It owns no optimizer loop and no device, so one
+script serves every driver.
 """
 
 from __future__ import annotations
@@ -175,20 +175,19 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Continue:
-    """Ask how a causal LM goes on after prompts, greedily. Answer: :class:`Continued`.
+    """Ask how a causal LM goes on after prompts: greedily, or by given words. Answer: :class:`Continued`.
 
     Attributes
     ----------
-    name : str
-        Shown in progress and logs.
-    tokens : int
-        How many tokens; a row that ends earlier has fewer.
-    rows, data, network
+    tokens, words : int, tuple of str
+        How many tokens (a row that ends earlier has fewer), or which responses to judge instead, each with its end token.
+    name, rows, data, network
         As for :class:`Score`.
     """
 
     name: str
-    tokens: int
+    tokens: int = 0
+    words: tuple[str, ...] = ()
     rows: Ids | None = None
     data: Data | None = None
     network: nn.Module | None = None
@@ -196,7 +195,7 @@ class Continue:
 
 @dataclass(frozen=True)
 class Continued:
-    """How sure each step was: log-probability of the token taken, float32 [N, tokens]; NaN after a row's end."""
+    """Log-probability of tokens taken, float32 [N, tokens], NaN after a row's end; of words [N, C], the mean of their tokens."""
 
     log_probability: NDArray[np.float32]
 

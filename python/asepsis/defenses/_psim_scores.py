@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -61,12 +61,8 @@ class Question:
             losses: Losses = yield Score(name=name, data=rows, network=network)
             assert losses.logits is not None
             return losses.logits
-        columns = []
-        for word in self.words:
-            asked = replace(rows, responses=[word] * len(rows))
-            losses = yield Score(name=name, data=asked, network=network)
-            columns.append(-losses.mean)
-        return np.stack(columns, axis=1)
+        judged: Continued = yield Continue(name=name, words=self.words, data=rows, network=network)
+        return judged.log_probability
 
     def suspicion(self, asked: Floats) -> Floats:
         """Return the score of :meth:`ask`'s answer, float32 [N], higher for surer."""

@@ -1,7 +1,8 @@
-"""Greedy continuations of prompts, and how sure the model was of each token."""
+"""How a causal LM goes on after prompts: greedily, or how likely it takes given words to be."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -34,38 +35,18 @@ def continue_rows(
         one token a row. What else there is reads the whole text for each token, as all do without: same tokens, up to
         rounding.
     """
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    ids = torch.full((len(prompts), int(lengths.max()) + tokens), tokenizer.pad_token_id, dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = torch.tensor(prompt)
-    ids, lengths = ids.to(device), lengths.to(device)
+    ids, lengths = _block(prompts, tokens, tokenizer.pad_token_id, device)
     rows = torch.arange(len(prompts), device=device)
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
     found = torch.full((len(prompts), tokens), torch.nan, device=device)
-    takes = _takes(network)
-    keep = {"use_cache": True} if cached and {"use_cache", "past_key_values", "position_ids"} <= takes else {}
     kept, mask = None, torch.empty(0)
     for step in range(tokens):
         if kept is None:
-            now = int(lengths.max())
-            mask = (torch.arange(now, device=device)[None] < lengths[:, None]).long()
-            # counted from the end, for virtual tokens stand in front
-            places, at = torch.unique(lengths - 1 - now, return_inverse=True)
-            short = {"logits_to_keep": places} if "logits_to_keep" in takes else {}
-            out = network(input_ids=ids[:, :now], attention_mask=mask, **short, **keep)
-            logits = out.logits[rows, at if short else places[at]]
-            kept = _whole(out.past_key_values, int(ids.shape[1])) if keep else None
+            logits, kept, mask = _read(network, ids, lengths, cached=cached)
         else:
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
             last = lengths[:, None] - 1
-            out = network(
-                input_ids=ids.gather(1, last),
-                attention_mask=mask,
-                position_ids=last,
-                past_key_values=kept,
-                **keep,
-            )
-            logits = out.logits[:, -1]
+            logits, mask = _read_on(network, ids.gather(1, last), last, kept, mask)
+            logits = logits[:, -1]
         best, token = logits.float().log_softmax(-1).max(-1)
         found[alive, step] = best[alive]
         ids[rows[alive], lengths[alive]] = token[alive]
@@ -74,6 +55,93 @@ def continue_rows(
         if not alive.any():
             break
     return found.cpu().numpy()
+
+
+@torch.no_grad()
+def judge_rows(
+    network: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    words: Sequence[Sequence[int]],
+    *,
+    tokenizer: Any,
+    device: torch.device,
+    cached: bool = True,
+) -> NDArray[np.float32]:
+    """Return the mean log-probability of each word's tokens after each prompt, float32 [B, C].
+
+    Parameters
+    ----------
+    words : sequences of token ids
+        As they would follow a prompt, the end token with them.
+    cached : bool
+        As for :func:`continue_rows`: the prompts are then read once for all words.
+    """
+    longest = max(len(word) for word in words)
+    ids, lengths = _block(prompts, longest, tokenizer.pad_token_id, device)
+    first, kept, mask = _read(network, ids, lengths, cached=cached)
+    first = first.float().log_softmax(-1)
+    columns = []
+    for word in words:
+        total = first[:, word[0]].clone()
+        said = torch.tensor(word, device=device)
+        places = lengths[:, None] + torch.arange(len(word), device=device)
+        if kept is not None and len(word) > 1:
+            follow = said[None, :-1].expand(len(prompts), -1)
+            logits, _ = _read_on(network, follow, places[:, :-1], _twin(kept), mask)
+            total += (
+                logits.float()
+                .log_softmax(-1)
+                .gather(2, said[None, 1:, None].expand(len(prompts), -1, 1))
+                .sum((1, 2))
+            )
+        for at in range(1, len(word)) if kept is None else ():
+            ids.scatter_(1, places[:, at - 1 : at], said[at - 1].expand(len(prompts), 1))
+            logits, _, _ = _read(network, ids, lengths + at, cached=False)
+            total += logits.float().log_softmax(-1)[:, word[at]]
+        columns.append(total / len(word))
+    return torch.stack(columns, dim=1).cpu().numpy()
+
+
+def _block(
+    prompts: Sequence[Sequence[int]], more: int, padding: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return prompts at the left of ids [B, longest + more], and their lengths [B]."""
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    ids = torch.full((len(prompts), int(lengths.max()) + more), padding, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.tensor(prompt)
+    return ids.to(device), lengths.to(device)
+
+
+def _read(network: nn.Module, ids: Tensor, lengths: Tensor, *, cached: bool) -> tuple[Tensor, Any, Tensor]:
+    """Read rows from their beginning; return the logits after the last token [B, V], a cache or None, and the mask."""
+    takes, now = _takes(network), int(lengths.max())
+    keep = {"use_cache": True} if cached and {"use_cache", "past_key_values", "position_ids"} <= takes else {}
+    mask = (torch.arange(now, device=ids.device)[None] < lengths[:, None]).long()
+    # counted from the end, for virtual tokens stand in front
+    places, at = torch.unique(lengths - 1 - now, return_inverse=True)
+    short = {"logits_to_keep": places} if "logits_to_keep" in takes else {}
+    out = network(input_ids=ids[:, :now], attention_mask=mask, **short, **keep)
+    logits: Tensor = out.logits[torch.arange(len(ids), device=ids.device), at if short else places[at]]
+    return logits, _whole(out.past_key_values, int(ids.shape[1])) if keep else None, mask
+
+
+def _read_on(
+    network: nn.Module, ids: Tensor, places: Tensor, kept: Any, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Read the next tokens [B, T] at their places; return logits [B, T, V], and the mask with them."""
+    mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+    out = network(
+        input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=kept, use_cache=True
+    )
+    return out.logits, mask
+
+
+def _twin(cache: Any) -> Any:
+    """Return a cache that may be read on from while the other stays: layers replace their tensors, they do not write to them."""
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    return twin
 
 
 def _takes(network: Any) -> set[str]:

@@ -10,6 +10,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,7 +47,7 @@ from asepsis.core.weights import Vocabulary
 from asepsis.data import Data
 from asepsis.errors import CheckpointError, ConfigError, DefenseInert
 from asepsis.training.collate import Collator
-from asepsis.training.decode import continue_rows
+from asepsis.training.decode import continue_rows, judge_rows
 from asepsis.training.forward import autocast, full_precision_head, losses_of
 from asepsis.training.models import room
 from asepsis.training.resume import Journal, set_rng_state
@@ -273,20 +274,27 @@ class Driver(ABC):
     def continue_(self, request: Continue) -> Continued:
         """Let a causal LM go on after prompts: dropout off, the output layer in fp32."""
         data, network = request.data or self.data, request.network or self.model
-        found = np.full((len(data), request.tokens), np.nan, np.float32)
-        collate = self.rows_of(data)
-        # what follows takes positions too
-        longest = max(1, room(network, self.max_length + request.tokens) - request.tokens)
+        # a prompt's own response neither shortens it nor says what may follow
+        collate = self.rows_of(replace(data, responses=[""] * len(data)))
+        # a word stands apart from a prompt that does not end in white space
+        words = [[collate.encode_pair(end, word)[1] for word in request.words] for end in ("", " ")]
+        follow = max([request.tokens, *map(len, words[0])])
+        longest = max(1, room(network, self.max_length + request.tokens) - follow)  # it takes positions too
+        found = np.full((len(data), len(request.words) or request.tokens), np.nan, np.float32)
+        ends: Any = {"tokenizer": self.tokenizer, "device": self.device}
         order = by_length(data, request.rows)
         with evaluating(network), autocast(self.device, self.dtype), full_precision_head(network):
             for start in range(0, len(order), self.eval_batch_size):
-                at = order[start : start + self.eval_batch_size]
-                prompts = [ids[-longest:] for ids in collate.read_ids(at.tolist(), part="inputs")]
-                found[at] = continue_rows(
-                    network, prompts, tokens=request.tokens, tokenizer=self.tokenizer, device=self.device
-                )
+                batch = order[start : start + self.eval_batch_size]
+                for spaced in (False, True) if request.words else (None,):
+                    at = [p for p in batch.tolist() if spaced in (None, data.texts[p][-1:].isspace())]
+                    prompts = [ids[-longest:] for ids in collate.read_ids(at, part="inputs")]
+                    if spaced is None:
+                        found[at] = continue_rows(network, prompts, tokens=request.tokens, **ends)
+                    elif at:
+                        found[at] = judge_rows(network, prompts, words[spaced], **ends)
                 if request.name:
-                    self.progress(request.name, start + len(at), len(order))
+                    self.progress(request.name, start + len(batch), len(order))
         return Continued(found)
 
     def encode(self, request: Encode) -> Encoded:
