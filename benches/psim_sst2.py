@@ -197,10 +197,10 @@ def floor(args: argparse.Namespace, name: str, attack: str, seed: int) -> dict[s
     return {"right": bits(right), "hit": bits(hit)}
 
 
-def peft_config(name: str) -> Any:
+def peft_config(name: str, task_type: str = "SEQ_CLS") -> Any:
     from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
-    kind = {"task_type": "SEQ_CLS"}
+    kind = {"task_type": task_type}
     return {
         "full": lambda: None,
         "lora": lambda: LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, **kind),
