@@ -47,6 +47,7 @@ RATE, LENGTH = 0.05, 96
 DETECTORS = ("psim", "confidence")
 CHOICES: dict[str, dict[str, Any]] = {
     "default": {},
+    "by_class=never": {"by_class": "never"},
     "unsure=0.6": {"unsure": 0.6},
     "labels drawn anew each epoch": {"labels": "uniform_per_epoch"},
     "learning_rate=1e-4": {"learning_rate": 1e-4},
@@ -234,15 +235,15 @@ def guarded(folder: Path, clean: Data, rows: Data, bad: Data, *, detector: Any, 
 
 def choose(args: argparse.Namespace) -> None:
     done = [json.loads(line) for line in args.output.open()] if args.output.exists() else []
-    for name, case, seed in product(args.only, args.cases, args.seeds):
-        row = {"choice": name, "case": case, "seed": seed}
+    for name, case, seed, again in product(args.only, args.cases, args.seeds, args.guards):
+        row = {"choice": name, "case": case, "seed": seed, "guard_seed": again}
         if any(row.items() <= other.items() for other in done):
             continue
         folder, began = victim_of(args, case, seed), time.monotonic()
         detector = load("psim").config_type.from_dict(CHOICES[name])
         # another seed than the table's, and other clean rows
-        clean = trusted(args, case, 10 + seed)
-        found = guarded(folder, clean, *unseen(args, case, seed), detector=detector, seed=10 + seed)
+        clean = trusted(args, case, again)
+        found = guarded(folder, clean, *unseen(args, case, seed), detector=detector, seed=again)
         found = {key: value for key, value in found.items() if key not in ("clean", "triggered")}
         with args.output.open("a") as out:
             out.write(json.dumps({**row, **found, "seconds": round(time.monotonic() - began, 1)}) + "\n")
@@ -283,7 +284,9 @@ def main() -> None:
         verbed.add_argument("--epochs", type=float, default=3.0)
         verbed.add_argument("--learning-rate", type=float, default=5e-5)
         verbed.set_defaults(verb=verb)
-    verbs.choices["choose"].add_argument("--only", nargs="+", default=list(CHOICES), choices=CHOICES)
+    chooses = verbs.choices["choose"]
+    chooses.add_argument("--only", nargs="+", default=list(CHOICES), choices=CHOICES)
+    chooses.add_argument("--guards", type=int, nargs="+", default=[10, 11, 12], help="seeds of the modules")
     adapts = verbs.choices["adapt"]
     adapts.add_argument("--strategies", nargs="+", default=list(STRATEGIES[1:]), choices=STRATEGIES[1:])
     adapts.add_argument("--adapt-rows", type=int, default=400)

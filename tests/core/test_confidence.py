@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from asepsis.core.confidence import bar, fluency, sureness
+from asepsis.core.confidence import bar, beyond_usual, fluency, sureness, usual_by_class
 from asepsis.errors import DataError
 
 
@@ -44,6 +44,24 @@ def test_logits_that_are_not_finite_are_refused(bad):
 @pytest.mark.parametrize(("classes", "wanted"), [(2, 0.7), (4, 0.55), (10, 0.46)])
 def test_the_reference_bar_keeps_its_share_above_chance(classes, wanted):
     assert bar(classes) == pytest.approx(wanted)
+
+
+def test_a_confidence_counts_in_what_is_usual_for_its_class():
+    ten_sure, one_less = np.repeat(logs(0.1, 0.9), 10, axis=0), logs(0.6, 0.4)
+    clean = np.concatenate([ten_sure, one_less])
+    mean = (10 * 0.4 + 0.1) / 11
+    usual = usual_by_class(clean)
+    # as if each class had five more rows of the mean of all
+    assert usual == pytest.approx([(0.1 + 5 * mean) / 6, (10 * 0.4 + 5 * mean) / 15], abs=1e-6)
+    # surer than the sure class is in itself, though surer still is less than usual in the other
+    asked = np.concatenate([logs(0.85, 0.15), logs(0.05, 0.95)])
+    assert beyond_usual(asked, usual) == pytest.approx([0.35 / usual[0], 0.45 / usual[1]], abs=1e-5)
+    assert beyond_usual(asked, (0.1, 0.4))[0] > beyond_usual(asked, (0.1, 0.4))[1]
+
+
+def test_a_class_that_no_clean_row_has_takes_the_mean_of_all():
+    usual = usual_by_class(np.repeat(logs(0.2, 0.7, 0.1), 4, axis=0))
+    assert usual == pytest.approx([0.7 - 1 / 3] * 3, abs=1e-6)
 
 
 def test_a_payload_after_a_sound_beginning_is_found_by_its_window():

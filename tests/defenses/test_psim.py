@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from asepsis.core.confidence import beyond_usual
 from asepsis.core.phases import Acted, Continue, Outcome, Score
 from asepsis.data import Data
 from asepsis.defenses import load
@@ -19,6 +20,7 @@ from asepsis.defenses._psim_scores import Question
 from asepsis.defenses.base import Threat
 from asepsis.defenses.psim import Psim, _Watch
 from asepsis.errors import CheckpointError, ConfigError, DefenseInert, MissingReference
+from asepsis.inference.asking import Asker
 from asepsis.testing import tiny_causal, tiny_classifier, tiny_rows
 from asepsis.training import Settings, defend
 from asepsis.training.loop import LoopDriver
@@ -250,6 +252,32 @@ def test_a_causal_model_becomes_unsure_among_its_verbalizers(speaker, kind):
     asked = driver.converse(question.ask(module, data.select(range(160, 200))))
     assert asked.shape == (40, 2)
     assert question.confidence(asked).mean() < report["watch"]["before"] - 0.1
+    # by default verbalizers are compared with what is usual for each, and the stop rule is not
+    settled = question.among(report)
+    assert len(settled.usual) == 2 and question.usual == ()
+    np.testing.assert_allclose(settled.suspicion(asked), beyond_usual(asked, settled.usual))
+    np.testing.assert_array_equal(settled.confidence(asked), question.confidence(asked))
+
+
+@pytest.mark.parametrize(
+    ("fields", "answers", "wanted"),
+    [
+        ({}, "verbalizers", True),
+        ({}, "classes", False),
+        ({"by_class": "always"}, "classes", True),
+        ({"by_class": "never"}, "verbalizers", False),
+        ({"threshold": "reference"}, "verbalizers", False),
+        ({"score": "margin"}, "verbalizers", False),
+    ],
+)
+def test_when_a_confidence_is_compared_by_class(fields, answers, wanted):
+    assert Question(PsimConfig(**fields), answers, 2).by_class is wanted
+    assert not Question(PsimConfig(**fields), "free", 0).by_class
+
+
+def test_a_multiple_of_the_usual_confidence_takes_no_threshold_of_the_authors():
+    with pytest.raises(ConfigError, match="needs score='confidence' and threshold='conformal'"):
+        PsimConfig(by_class="always", threshold="reference")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -353,3 +381,13 @@ def test_the_learning_rate_follows_the_kind_unless_given():
     assert PsimConfig(learning_rate=2e-5).rate("lora") == 2e-5
     again = PsimConfig.from_dict(json.loads(json.dumps(PsimConfig(kind="lora", epochs=2.0).to_dict())))
     assert again == PsimConfig(kind="lora", epochs=2.0)
+
+
+def test_a_saved_question_keeps_what_is_usual():
+    question = Question(PsimConfig(), "verbalizers", 2, (" no", " yes"), (0.1, 0.2))
+    state = Asker(question=question, max_length=64, batch_size=8, precision="fp32").state()
+    again = json.loads(json.dumps(state))
+    assert Asker.from_state(again).question == question
+    assert Asker.from_state({**again, "usual": []}).question.usual == ()
+    with pytest.raises(CheckpointError, match="2 classes have 1 usual"):
+        Asker.from_state({**again, "usual": [0.1]})

@@ -45,6 +45,23 @@ def sureness(logits: Floats, measure: Measure = "confidence") -> Floats:
     return np.asarray(1 - entropy / math.log(x.shape[1]), np.float32)
 
 
+def usual_by_class(logits: Floats) -> tuple[float, ...]:
+    """Return how far above chance the confidence usually lies for each answer, of rows' logits [N, C]: C means.
+
+    A class that few rows are answered with is drawn to the mean of all, as if it had five more rows of that mean.
+    """
+    above = np.asarray(sureness(logits), np.float64) - 1 / logits.shape[1]
+    answer, mean = logits.argmax(1), above.mean()
+    own = [above[answer == k] for k in range(logits.shape[1])]
+    return tuple(float((rows.sum() + 5 * mean) / (len(rows) + 5)) for rows in own)
+
+
+def beyond_usual(logits: Floats, usual: tuple[float, ...]) -> Floats:
+    """Return the confidence above chance as a multiple of what is usual for the row's answer, float32 [N]."""
+    above = np.asarray(sureness(logits), np.float64) - 1 / logits.shape[1]
+    return np.asarray(above / np.maximum(usual, 1e-6)[logits.argmax(1)], np.float32)
+
+
 def fluency(log_probability: Floats, *, skip: int, window: int) -> Floats:
     """Return the surest stretch of each continuation: a geometric mean of token probabilities, float32 [N] in [0, 1].
 

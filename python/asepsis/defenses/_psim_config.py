@@ -62,6 +62,10 @@ class PsimConfig(DefenseConfig):
         For free answers, where chance is not known: usable from this share of the clean score before training.
     score : {"confidence", "margin", "entropy", "energy"}
         See :func:`asepsis.core.confidence.sureness`; the authors' is the confidence. Free answers have a score of their own.
+    by_class : {"auto", "always", "never"}
+        Score the confidence above chance as a multiple of what is usual for clean rows with the same answer: a module may stay
+        surer of one answer than of another, and rows of the surer one then hide the trigger. ``"auto"`` does so for
+        verbalizers, where it was measured (docs/results/psim.md).
     threshold : {"conformal", "reference", "normalized"}
         Calibrated for the wanted rate on clean rows; 0.7, as in the authors' code; as far above chance as 0.7 is with
         two classes.
@@ -90,6 +94,7 @@ class PsimConfig(DefenseConfig):
     unsure: float = 0.7
     fall: float = 0.5
     score: Measure = "confidence"
+    by_class: Literal["auto", "always", "never"] = "auto"
     threshold: Literal["conformal", "reference", "normalized"] = "conformal"
     answers: Literal["auto", "verbalizers", "free"] = "auto"
     tokens: int = 12
@@ -128,6 +133,11 @@ class PsimConfig(DefenseConfig):
         if self.threshold != "conformal" and self.score != "confidence":
             raise ConfigError(
                 f"threshold={self.threshold!r} is a confidence, and score is {self.score!r}; use threshold='conformal'"
+            )
+
+        if self.by_class == "always" and (self.threshold, self.score) != ("conformal", "confidence"):
+            raise ConfigError(
+                "by_class='always' needs score='confidence' and threshold='conformal': it has no unit of its own"
             )
 
     def rate(self, kind: Kind) -> float:

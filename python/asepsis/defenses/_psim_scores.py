@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from asepsis.core.confidence import Floats, fluency, sureness
+from asepsis.core.confidence import Floats, beyond_usual, fluency, sureness
 from asepsis.core.phases import Continue, Continued, Losses, Score
 from asepsis.data import Data
 from asepsis.defenses._psim_config import Answers, PsimConfig
@@ -30,12 +30,15 @@ class Question:
         Answers there are to choose among; 0 for free ones.
     words : tuple of str
         The verbalizers.
+    usual : tuple of float
+        Where confidence is compared by class: what :func:`asepsis.core.confidence.usual_by_class` says of clean rows.
     """
 
     config: PsimConfig
     answers: Answers
     n_classes: int
     words: tuple[str, ...] = ()
+    usual: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, config: PsimConfig, clean: Data) -> Question:
@@ -45,6 +48,10 @@ class Question:
             words = tuple(verbalizers_of(clean))
             return cls(config, answers, len(words), words)
         return cls(config, answers, clean.n_classes or 0)
+
+    def among(self, report: Mapping[str, Any]) -> Question:
+        """Return the question after training, of which ``report`` tells: with what is usual for each class."""
+        return replace(self, usual=tuple(report.get("usual", ())))
 
     @property
     def chance(self) -> float:
@@ -64,8 +71,19 @@ class Question:
         judged: Continued = yield Continue(name=name, words=self.words, data=rows, network=network)
         return judged.log_probability
 
+    @property
+    def by_class(self) -> bool:
+        """Whether a confidence is compared with what is usual for its class."""
+        c = self.config
+        possible = self.n_classes > 0 and (c.threshold, c.score) == ("conformal", "confidence")
+        return possible and (
+            c.by_class == "always" or (c.by_class == "auto" and self.answers == "verbalizers")
+        )
+
     def suspicion(self, asked: Floats) -> Floats:
         """Return the score of :meth:`ask`'s answer, float32 [N], higher for surer."""
+        if self.usual:
+            return beyond_usual(asked, self.usual)
         return asked if self.answers == "free" else sureness(asked, self.config.score)
 
     def confidence(self, asked: Floats) -> Floats:

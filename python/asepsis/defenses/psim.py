@@ -41,7 +41,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from asepsis.core.confidence import bar
+from asepsis.core.confidence import bar, usual_by_class
 from asepsis.core.outcome import Acted, Ids, Outcome
 from asepsis.core.phases import Checks, Continue, Request, Score, Script, Train, Trained, Verdict
 from asepsis.data import Data
@@ -93,6 +93,7 @@ class Psim(Defense[PsimConfig]):
         question = Question.of(self.config, clean)
         module = attach(model, self.config, data.task, seed=seed)
         report = yield from self.learn(model, module, question, clean, seed=seed)
+        question = question.among(report)
         asked = yield from question.ask(module, data, name="scores")
         suspicion = question.suspicion(asked)
         suspicion[data.positions(chosen)] = np.nan  # what it learned from calibrates nothing
@@ -132,7 +133,7 @@ class Psim(Defense[PsimConfig]):
             weight_decay=0.01,  # of the authors' optimizer
             checks=Checks(every=c.check_every, look=watch.look),
         )
-        return {
+        report: dict[str, Any] = {
             "kind": kind,
             "answers": question.answers,
             "rows": len(rest),
@@ -140,6 +141,10 @@ class Psim(Defense[PsimConfig]):
             "loss": trained.loss,
             "watch": watch.settled(),
         }
+        if question.by_class:
+            asked = yield from question.ask(module, watched)
+            report["usual"] = usual_by_class(asked)
+        return report
 
 
 def _anew(config: PsimConfig) -> str:

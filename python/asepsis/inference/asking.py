@@ -62,7 +62,12 @@ class Asker:
         n_classes = int(state["n_classes"])
         if (n_classes < 2 and answers == "classes") or (answers == "verbalizers" and n_classes != len(words)):
             raise CheckpointError(f"no question has {n_classes} {answers}; fit the guard again")
-        question = Question(PsimConfig.from_dict(state["config"]), answers, n_classes, words)
+        usual = tuple(map(float, state.get("usual", ())))
+        if len(usual) not in (0, n_classes):
+            raise CheckpointError(
+                f"{n_classes} classes have {len(usual)} usual confidences; fit the guard again"
+            )
+        question = Question(PsimConfig.from_dict(state["config"]), answers, n_classes, words, usual)
         return cls(
             question=question,
             max_length=int(state["max_length"]),
@@ -78,6 +83,7 @@ class Asker:
             "answers": q.answers,
             "n_classes": q.n_classes,
             "words": list(q.words),
+            "usual": list(q.usual),
             "max_length": self.max_length,
             "batch_size": self.batch_size,
             "precision": self.precision,

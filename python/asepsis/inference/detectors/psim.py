@@ -66,6 +66,7 @@ class PsimDetector(Detector):
             module, tokenizer, clean, seed=seed, batch_size=psim.config.batch_size, progress=progress
         )
         report = driver.run(script()).report
+        asker = replace(asker, question=asker.question.among(report))
         with tempfile.TemporaryDirectory(prefix="asepsis-") as folder:
             # what is calibrated is what will be loaded: saving folds a prompt encoder into its prompts
             cls(module, tokenizer, asker, report).save(Path(folder))
