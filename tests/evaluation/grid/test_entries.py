@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import sysconfig
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -52,6 +54,12 @@ def test_rows_are_filtered_pipelines_run_and_what_they_cost_is_counted(declare, 
     assert trained["defense"]["name"] == "abl-scan+retrain+guard"
     told = json.dumps([cell["run"] for cell in cells.values()])
     assert f"{tempfile.gettempdir()}/" not in told, "a result names no folder of its machine"
+
+
+def test_a_model_of_the_demo_is_named_without_the_folder_of_its_package(tmp_path):
+    installed = Path(sysconfig.get_path("purelib")) / "a_package" / "model"
+    told = running._told({"model": str(installed), "kept": str(tmp_path / "none")}, None, tmp_path)
+    assert told == {"model": "a_package/model", "kept": "none"}
 
 
 def test_cube_cannot_look_at_instructions_and_graceful_not_at_classes(declare, place, tmp_path):

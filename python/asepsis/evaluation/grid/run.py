@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Collection
@@ -104,7 +105,7 @@ def _measured(grid: Grid, cell: Cell, data: Path | None, kept: Path) -> dict[str
         # a defense that cannot act is a result: it is counted, and no blank
         return row | {"error": f"{type(error).__name__}: {error}", "versions": versions()}
     found = numbers(grid, rows, made, max_length=settings.max_length)
-    told = _told(made.manifest, data, kept, Path(tempfile.gettempdir()))
+    told = _told(made.manifest, data, kept)
     return row | spent | found | {"run": told, "versions": versions()}
 
 
@@ -164,7 +165,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _told(manifest: dict[str, Any], *folders: Path | None) -> dict[str, Any]:
     """The manifest without the folders of this machine: a result is read elsewhere."""
     text = json.dumps(manifest, default=str)
-    for folder in folders:
+    packages = Path(sysconfig.get_path("purelib"))  # of the demo's models
+    for folder in (*folders, packages, Path(tempfile.gettempdir())):
         for written in () if folder is None else (str(folder.resolve()), str(folder)):
             text = text.replace(written.rstrip("/") + "/", "")
     told: dict[str, Any] = json.loads(text)
