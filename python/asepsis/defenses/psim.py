@@ -18,8 +18,9 @@ Its body was not at hand: the abstract and the authors' code were.
   trained head turns away from the trigger's direction within a few steps, and clean rows do not show when; beside a
   frozen one LoRA kept it on every victim by word or sentence (docs/results/psim.md). Theirs is ``kind="p_tuning"``.
 * *Learning rate 5e-4* (2e-3 for virtual tokens); the default of the authors' code is 2e-5.
-* *More than two classes*, other scores than the confidence, and *causal LMs*: by verbalizers, or by how sure the surest
-  stretch of a free answer is after training on responses that changed places.
+* *More than two classes*, other scores than the confidence, and *causal LMs*: by verbalizers, a confidence counting in
+  what is usual for clean rows of its answer (``by_class``), or by how sure the surest stretch of a free answer is after
+  training on responses that changed places.
 * *The module never touches the model*: it stands on a view of its weights, so both run side by side.
 
 When not to trust it

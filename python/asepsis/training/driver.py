@@ -278,7 +278,7 @@ class Driver(ABC):
         collate = self.rows_of(replace(data, responses=[""] * len(data)))
         # a word stands apart from a prompt that does not end in white space
         words = [[collate.encode_pair(end, word)[1] for word in request.words] for end in ("", " ")]
-        follow = max([request.tokens, *map(len, words[0])])
+        follow = max([request.tokens, *map(len, words[0] + words[1])])
         longest = max(1, room(network, self.max_length + request.tokens) - follow)  # it takes positions too
         found = np.full((len(data), len(request.words) or request.tokens), np.nan, np.float32)
         ends: Any = {"tokenizer": self.tokenizer, "device": self.device}
