@@ -32,7 +32,7 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     return done.stdout
 
 

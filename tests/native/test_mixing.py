@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-
 import numpy as np
 import pytest
 
@@ -25,28 +22,9 @@ def test_no_bit_depends_on_the_number_of_threads():
         assert out.tobytes() == one.tobytes()
 
 
-def test_other_threads_run_meanwhile():
+def test_other_threads_run_meanwhile(overtakes):
     reference, tuned, out = np.zeros((3, 80_000_000), np.uint8)
-    _native.mix(reference[:4], tuned[:4], out[:4], **HALF)
-    started, done = threading.Event(), threading.Event()
-    interval = sys.getswitchinterval()
-
-    def work() -> None:
-        started.set()
-        _native.mix(reference, tuned, out, **HALF)
-        done.set()
-
-    # for a minute the interpreter takes the GIL from nobody: only a thread that lets go is overtaken
-    sys.setswitchinterval(60)
-    try:
-        thread = threading.Thread(target=work)
-        thread.start()
-        started.wait()
-        overtaken = not done.is_set()
-        thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert overtaken
+    assert overtakes(lambda: _native.mix(reference, tuned, out, **HALF))
 
 
 def test_maps_of_files_are_mixed_in_place(tmp_path):

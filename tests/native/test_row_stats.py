@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-
 import numpy as np
 import pytest
 
@@ -56,28 +53,9 @@ def test_rows_may_be_any_stride_apart():
     same({name: np.ascontiguousarray(values[::-1]) for name, values in back.items()}, wanted)
 
 
-def test_other_threads_run_meanwhile():
+def test_other_threads_run_meanwhile(overtakes):
     p, f = noise(40_000, 256, 0), noise(40_000, 256, 1)
-    _native.row_stats(p[:1], f[:1], **F32)
-    started, done = threading.Event(), threading.Event()
-    interval = sys.getswitchinterval()
-
-    def work() -> None:
-        started.set()
-        _native.row_stats(p, f, **F32)
-        done.set()
-
-    # for a minute the interpreter takes the GIL from nobody: only a thread that lets go is overtaken
-    sys.setswitchinterval(60)
-    try:
-        thread = threading.Thread(target=work)
-        thread.start()
-        started.wait()
-        overtaken = not done.is_set()
-        thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert overtaken
+    assert overtakes(lambda: _native.row_stats(p, f, **F32))
 
 
 @pytest.mark.parametrize(

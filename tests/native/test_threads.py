@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -18,28 +17,9 @@ from asepsis import _native
 from asepsis.errors import LedgerError
 
 
-def test_other_threads_run_while_values_are_ranked():
+def test_other_threads_run_while_values_are_ranked(overtakes):
     values = np.random.default_rng(0).random(4_000_000, dtype=np.float32)
-    _native.ranks(values[:2])  # the first call loads numpy's table of functions, which lets others run anyhow
-    started, done = threading.Event(), threading.Event()
-    interval = sys.getswitchinterval()
-
-    def rank() -> None:
-        started.set()
-        _native.ranks(values)
-        done.set()
-
-    # for a minute the interpreter takes the GIL from nobody: only a thread that lets go is overtaken
-    sys.setswitchinterval(60)
-    try:
-        thread = threading.Thread(target=rank)
-        thread.start()
-        started.wait()
-        overtaken = not done.is_set()
-        thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert overtaken
+    assert overtakes(lambda: _native.ranks(values))
 
 
 def test_threads_may_share_a_ledger():
@@ -174,3 +154,7 @@ def test_a_ledger_that_was_locked_at_the_fork_is_refused_and_does_not_hang():
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_call_that_keeps_the_gil_is_not_overtaken(overtakes):
+    assert not overtakes(lambda: sum(range(300_000)))
