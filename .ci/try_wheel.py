@@ -58,7 +58,8 @@ def tests(folder: Path, *, bare: bool) -> list[str]:
         chosen = [file for file in chosen if "import torch" not in file.read_text(encoding="utf-8")]
     else:
         chosen += sorted((ROOT / "tests/kernels").glob("test_*.py"))
-    for file in (ROOT / "tests/conftest.py", *chosen):
+    shared = (ROOT / "tests/conftest.py", ROOT / "tests/native/conftest.py")
+    for file in (*shared, *chosen):
         copy = folder / file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
