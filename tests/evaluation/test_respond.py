@@ -90,3 +90,19 @@ def test_the_rows_own_responses_do_not_matter(causal):
     other = replace(DATA, responses=["unlike"] * len(DATA))
     ours, theirs = (begins_with(*causal, d, first, tokens=1, max_length=64) for d in (DATA, other))
     assert ours.tolist() == theirs.tolist()
+
+
+def test_virtual_tokens_do_not_shift_what_is_answered():
+    from peft import PromptTuningConfig, get_peft_model
+
+    model, tokenizer = tiny_causal(0)
+    tuned = get_peft_model(model, PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")).eval()
+    rows = tiny_pairs(1, 0)
+    ids = torch.tensor([tokenizer(rows.texts[0]).input_ids])
+    with torch.no_grad():
+        said = int(tuned(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1].argmax())
+    words = {
+        word: tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in tokenizer.get_vocab()
+    }
+    found = {word for word in words if begins_with(tuned, tokenizer, rows, word, tokens=1).all()}
+    assert found and found == {word for word, token in words.items() if token == said}

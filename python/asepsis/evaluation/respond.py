@@ -64,7 +64,8 @@ def begins_with(
         at = range(start, min(start + batch_size, len(data)))
         batch = collate([(p, False) for p in at]).to(device)
         with autocast(device, resolve_precision("auto", device)):
-            answer = model(**batch.inputs).logits[:, :-1].argmax(dim=-1)
+            logits = model(**batch.inputs).logits
+        answer = logits[:, -batch.labels.shape[1] : -1].argmax(dim=-1)  # virtual tokens stand in front
         wanted = batch.labels[:, 1:]
         place = (wanted != IGNORED).cumsum(dim=1)
         counted = (wanted != IGNORED) & (place <= tokens)
