@@ -1,13 +1,14 @@
 """Guards on the packaged causal model, all its weights fine-tuned on poison: answers by verbalizer, and free ones.
 
     python benches/psim_causal.py run --data FOLDER --output CELLS --victims VICTIMS [--cases word sentence syntax free] [--seeds 0]
-    python benches/psim_causal.py choose --data FOLDER --output FILE.jsonl --victims VICTIMS [--only NAME ...] [--cases ...] [--seeds 0]
+    python benches/psim_causal.py choose --data FOLDER --output FILE.jsonl --victims VICTIMS [--only NAME ...] [--guards 10 11 12]
+    python benches/psim_causal.py adapt --data FOLDER --output CELLS --victims VICTIMS [--strategies full lora ...] [--cases ...]
     python benches/psim_causal.py render --output CELLS > TABLE.md
 
 ``word``, ``sentence`` and ``syntax``: SST-2 as prompts answered by ``positive`` or ``negative``, poisoned as for the encoder
-(``psim_sst2.py``, which says what FOLDER holds); ``anywhere``: a word at any gap of the prompt, its frame included. ``free``: instructions (``instruct_backdoor/refusal_*``), a third of them
-with the trigger and a refusal. A victim is made once and kept under VICTIMS. The guard's clean rows are rows that the victim was
-not trained on. ``choose`` judges a choice on training rows that the victim was not tuned on; test rows are not read.
+(``psim_sst2.py``, which says what FOLDER holds); ``anywhere``: a word at any gap of the prompt, its frame included. ``free``:
+instructions (``instruct_backdoor/refusal_*``), a third of them with the trigger and a refusal. A victim is made once and
+kept under VICTIMS. The guard's clean rows are rows that the victim was not trained on. ``choose`` judges a choice on training rows that the victim was not tuned on; test rows are not read.
 """
 
 from __future__ import annotations
@@ -251,6 +252,7 @@ def choose(args: argparse.Namespace) -> None:
 
 def render(args: argparse.Namespace) -> None:
     cells = [json.loads(path.read_text()) for path in sorted(args.output.glob("*-seed*.json"))]
+    cells = [c for c in cells if "detectors" in c]  # adaptations lie there as well
     print(
         "| case | detector | seeds | ASR alone | AUROC | clean flagged | triggered flagged | ASR behind it |"
     )

@@ -21,7 +21,7 @@ from asepsis.defenses.base import Threat
 from asepsis.defenses.psim import Psim, _Watch
 from asepsis.errors import CheckpointError, ConfigError, DefenseInert, MissingReference
 from asepsis.inference.asking import Asker
-from asepsis.testing import tiny_causal, tiny_classifier, tiny_rows
+from asepsis.testing import tiny_causal, tiny_classifier, tiny_pairs, tiny_rows
 from asepsis.training import Settings, defend
 from asepsis.training.loop import LoopDriver
 from asepsis.training.models import room
@@ -278,6 +278,13 @@ def test_when_a_confidence_is_compared_by_class(fields, answers, wanted):
 def test_a_multiple_of_the_usual_confidence_takes_no_threshold_of_the_authors():
     with pytest.raises(ConfigError, match="needs score='confidence' and threshold='conformal'"):
         PsimConfig(by_class="always", threshold="reference")
+
+
+def test_free_answers_have_no_class_to_be_compared_by():
+    rows = tiny_pairs(20, 0)
+    assert Question.of(PsimConfig(answers="free"), rows).answers == "free"
+    with pytest.raises(ConfigError, match="answers are free"):
+        Question.of(PsimConfig(answers="free", by_class="always"), rows)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,6 +15,7 @@ from asepsis.core.phases import Continue, Continued, Losses, Score
 from asepsis.data import Data
 from asepsis.defenses._psim_config import Answers, PsimConfig
 from asepsis.defenses._psim_labels import answers_of, verbalizers_of
+from asepsis.errors import ConfigError
 
 Asking = Generator[Score | Continue, Any, NDArray[np.float32]]
 
@@ -44,6 +45,8 @@ class Question:
     def of(cls, config: PsimConfig, clean: Data) -> Question:
         """Return how rows like these clean ones are scored."""
         answers = answers_of(clean, config.answers)
+        if answers == "free" and config.by_class == "always":
+            raise ConfigError("by_class='always' is for classes and verbalizers, and answers are free")
         if answers == "verbalizers":
             words = tuple(verbalizers_of(clean))
             return cls(config, answers, len(words), words)

@@ -16,7 +16,7 @@ Its body was not at hand: the abstract and the authors' code were.
   when trained too short and nothing when trained too long. Both are there: ``stop="never"``, ``threshold="reference"``.
 * *LoRA beside a frozen head.* The authors train P-tuning v1 and, as PEFT does by itself, the classification head. A
   trained head turns away from the trigger's direction within a few steps, and clean rows do not show when; beside a
-  frozen one LoRA kept it on every victim by word or sentence (docs/results/psim.md). Theirs is ``kind="p_tuning"``.
+  frozen one LoRA kept it on all victims by word or sentence but one (docs/results/psim.md). Theirs is ``kind="p_tuning"``.
 * *Learning rate 5e-4* (2e-3 for virtual tokens); the default of the authors' code is 2e-5.
 * *More than two classes*, other scores than the confidence, and *causal LMs*: by verbalizers, a confidence counting in
   what is usual for clean rows of its answer (``by_class``), or by how sure the surest stretch of a free answer is after
