@@ -9,6 +9,8 @@ import pytest
 import torch
 from together import assert_same, defend, end, in_two_processes, save
 
+import asepsis
+from asepsis.errors import BackendError
 from asepsis.testing import tiny_classifier
 
 NAMES = ("abl", "musclelora")
@@ -53,9 +55,16 @@ def work(folder):
     for name in NAMES:
         run = train(name, folder, accumulation=1)
         save(run, folder, name, **weights(run))
+        torch.distributed.barrier()
+        if torch.distributed.get_rank() == 1:
+            run.save_pretrained(folder / name)  # a late one: it must not take the place of the first's
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     work(Path(sys.argv[1]))
+    with pytest.raises(BackendError, match="purify works in one process"):
+        asepsis.purify("nowhere", base="nowhere")
+    with pytest.raises(BackendError, match="pipeline works in one process"):
+        asepsis.Pipeline(["abl"]).run("nowhere")
     end()

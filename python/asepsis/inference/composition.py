@@ -20,6 +20,7 @@ from asepsis.training import build as built
 from asepsis.training.driver import Progress, silent
 from asepsis.training.export import export_folder
 from asepsis.training.models import load_trained
+from asepsis.training.processes import check_alone
 from asepsis.training.purify import Purified, purify
 from asepsis.training.settings import Settings
 
@@ -209,7 +210,10 @@ class Pipeline:
         ------
         MissingReference
             A step needs something that was not given; all of them are named.
+        BackendError
+            There are several processes.
         """
+        check_alone("a pipeline")
         given = {"data": data, "base": base, "clean": clean, "clean_reference": clean_reference}
         missing = [
             f"{step.name} needs {need}"

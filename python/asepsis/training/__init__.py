@@ -96,7 +96,8 @@ class Run:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write a stock checkpoint (or peft adapter), ``asepsis.json`` and the judged rows; return the folder.
 
-        Where the weights are spread over processes, every process has to call this; the first writes.
+        Of several processes the first writes. Where the weights are spread over them, every process has to call this;
+        where each holds them whole, the others return at once, without waiting for the folder.
         """
         return save_run(folder, self.model, self.tokenizer, self.manifest, self.outcome, self.data)
 

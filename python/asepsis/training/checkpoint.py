@@ -22,6 +22,7 @@ from asepsis.core.lora import layers
 from asepsis.core.manifest import ROWS, check_writable, write_manifest
 from asepsis.core.phases import Ids, Outcome
 from asepsis.data import Data
+from asepsis.training.processes import first
 from asepsis.training.shards import gathered, is_sharded
 
 
@@ -35,12 +36,16 @@ def save_run(
 ) -> Path:
     """Save everything into a new folder, which appears whole or not at all.
 
+    Of several processes the first writes, as transformers does: two that took each other's place would leave the files of
+    the last, without weights.
+
     Parameters
     ----------
     folder : path
         Must not exist, or be empty, or hold an earlier run, which is replaced.
     model : Module
-        Where its weights are spread over processes, every process has to call this; the first writes.
+        Where its weights are spread over processes, every process has to call this. Where each holds them whole, those
+        that do not write return at once, without waiting for the folder.
 
     Returns
     -------
@@ -48,6 +53,8 @@ def save_run(
         The folder. It loads with transformers (or peft) alone.
     """
     target = Path(folder)
+    if not is_sharded(model) and not first():
+        return target
     check_writable(target)
     with _one_of_all(model, target) as scratch:
         save_model(model, tokenizer, scratch, data, outcome.edited)
@@ -71,7 +78,7 @@ def _one_of_all(model: nn.Module, target: Path) -> Iterator[Path]:
         with whole_folder(target) as scratch:
             yield scratch
         return
-    with whole_folder(target) if torch.distributed.get_rank() == 0 else _thrown_away() as scratch:
+    with whole_folder(target) if first() else _thrown_away() as scratch:
         yield scratch
     torch.distributed.barrier()
 

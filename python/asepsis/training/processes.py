@@ -22,6 +22,17 @@ def count() -> int:
     return distributed.get_world_size() if together else 1
 
 
+def first() -> bool:
+    """Return whether this process is the first of those that train together, or alone."""
+    return count() == 1 or distributed.get_rank() == 0
+
+
+def check_alone(what: str, args: Any = None) -> None:
+    """Raise ``BackendError`` where several processes would do what works on the files of one."""
+    if max(count(), getattr(args, "world_size", 1)) > 1:
+        raise BackendError(f"{what} works in one process: call it before or after the training of several")
+
+
 def own_folder(folder: Path) -> Path:
     """Return where this process keeps its checkpoints: the folder itself where it is alone.
 

@@ -28,6 +28,7 @@ from asepsis.training.checkpoint import versions
 from asepsis.training.driver import Driver, Progress, derive_seed, silent
 from asepsis.training.loop import LoopDriver
 from asepsis.training.models import load_for, load_trained
+from asepsis.training.processes import check_alone
 from asepsis.training.rewriting import CheckpointDriver
 from asepsis.training.settings import Settings
 from asepsis.training.zero import uses_deepspeed
@@ -146,10 +147,11 @@ def purify(
     ModelError
         A model cannot be read, is no version of the other, or holds weights that are not finite.
     BackendError
-        ``args`` ask for DeepSpeed.
+        ``args`` ask for DeepSpeed, or there are several processes.
     """
     if uses_deepspeed(args):
         raise BackendError("purify does not tune under DeepSpeed: use one process without it")
+    check_alone("purify", args)
     choices = [defense] if isinstance(defense, (str, DefenseConfig)) else list(defense)
     if not choices:
         raise ConfigError("defense names none; there are epur and finemixing, for example")
