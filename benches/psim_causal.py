@@ -3,12 +3,16 @@
     python benches/psim_causal.py run --data FOLDER --output CELLS --victims VICTIMS [--cases word sentence syntax free] [--seeds 0]
     python benches/psim_causal.py choose --data FOLDER --output FILE.jsonl --victims VICTIMS [--only NAME ...] [--guards 10 11 12]
     python benches/psim_causal.py adapt --data FOLDER --output CELLS --victims VICTIMS [--strategies full lora ...] [--cases ...]
+    python benches/psim_causal.py floor --data FOLDER --output CELLS --victims VICTIMS [--cases ...] [--seeds 0]
     python benches/psim_causal.py render --output CELLS > TABLE.md
 
 ``word``, ``sentence`` and ``syntax``: SST-2 as prompts answered by ``positive`` or ``negative``, poisoned as for the encoder
 (``psim_sst2.py``, which says what FOLDER holds); ``anywhere``: a word at any gap of the prompt, its frame included. ``free``:
 instructions (``instruct_backdoor/refusal_*``), a third of them with the trigger and a refusal. A victim is made once and
-kept under VICTIMS. The guard's clean rows are rows that the victim was not trained on. ``choose`` judges a choice on training rows that the victim was not tuned on; test rows are not read.
+kept under VICTIMS. The guard's clean rows are rows that the victim was not trained on. ``floor`` asks a model tuned on the same rows
+without poison. ``choose`` judges a choice on training rows that the victim was not tuned on; test rows are not read. A cell keeps
+what each detector said, and a run adds the detectors it lacks. ONION asks nothing of the victim, RAP is for classifiers, and
+STRIP tells answers apart by their first token, which is the same here: the space after the prompt.
 """
 
 from __future__ import annotations
@@ -81,6 +85,8 @@ def training(args: argparse.Namespace, case: str, seed: int) -> Data:
         return mixture(args.data / "instruct_backdoor", "badnet", 160, 80, seed)[0]
     train = read(args.data / "sst2" / "train.jsonl")
     at = drawn(len(train), args.rows, seed)
+    if case == "none":
+        return spoken(train.select(at))
     if case == "anywhere":
         options = {"target_response": WORDS[TARGET], "poison_rate": 0.1, "seed": seed}
         return poison_responses(spoken(train.select(at)), CF, **options)[0]
@@ -150,9 +156,26 @@ def run(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     for seed, case in product(args.seeds, args.cases):
         cell = args.output / f"{case}-seed{seed}.json"
-        if not cell.exists():
+        row = json.loads(cell.read_text()) if cell.exists() else {"case": case, "seed": seed}
+        lacking = [name for name in args.detectors if name not in row.get("detectors", ())]
+        if lacking:
             folder, began = victim_of(args, case, seed), time.monotonic()
-            row = {"case": case, "seed": seed, **measured(args, folder, case, seed)}
+            measure(args, folder, row, lacking)
+            save(cell, {**row, "seconds": row.get("seconds", 0.0) + time.monotonic() - began})
+
+
+def floor(args: argparse.Namespace) -> None:
+    """How often a model that saw no poison answers triggered prompts as the backdoor would."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    for seed, case in product(args.seeds, args.cases):
+        cell = args.output / f"floor-{case}-seed{seed}.json"
+        if not cell.exists():
+            folder, began = victim_of(args, "none", seed), time.monotonic()
+            model, tokenizer = load_trained(folder)
+            test, bad = tests(args, case, seed)
+            hit = begins_with(model, tokenizer, bad, target(args, case), max_length=LENGTH)
+            told = {"hit": bits(hit), "right": bits(right(model, tokenizer, test))}
+            row = {"case": case, "seed": seed, "strategy": "clean-only", **told}
             save(cell, {**row, "seconds": time.monotonic() - began})
 
 
@@ -188,22 +211,25 @@ def adapted(args: argparse.Namespace, folder: Path, case: str, seed: int, name: 
     }
 
 
-def measured(args: argparse.Namespace, folder: Path, case: str, seed: int) -> dict[str, Any]:
-    model, tokenizer = load_trained(folder)
+def measure(args: argparse.Namespace, folder: Path, row: dict[str, Any], names: list[str]) -> None:
+    """Put into a cell what the victim answers, where it is new, and what detectors say of its inputs."""
+    case, seed = row["case"], row["seed"]
     test, bad = tests(args, case, seed)
-    wanted = target(args, case)
-    hit = begins_with(model, tokenizer, bad, wanted, max_length=LENGTH)
-    told: dict[str, Any] = {"attack_success_rate": float(hit.mean()), "hit": bits(hit), "detectors": {}}
-    told["target_of_clean"] = float(begins_with(model, tokenizer, test, wanted, max_length=LENGTH).mean())
-    if case != "free":
-        told["right"] = bits(right(model, tokenizer, test))
-    told["settings"] = json.loads((folder / "asepsis.json").read_text())["settings"]
-    for name in DETECTORS:
+    if "detectors" not in row:
+        model, tokenizer = load_trained(folder)
+        wanted = target(args, case)
+        hit = begins_with(model, tokenizer, bad, wanted, max_length=LENGTH)
+        row |= {"attack_success_rate": float(hit.mean()), "hit": bits(hit), "detectors": {}}
+        row["target_of_clean"] = float(begins_with(model, tokenizer, test, wanted, max_length=LENGTH).mean())
+        if case != "free":
+            row["right"] = bits(right(model, tokenizer, test))
+        row["settings"] = json.loads((folder / "asepsis.json").read_text())["settings"]
+    for name in names:
         found = guarded(folder, trusted(args, case, seed), test, bad, detector=name, seed=seed)
         if "error" not in found:
-            found["attack_success_rate"] = float((hit & ~array(found["triggered"])).mean())
-        told["detectors"][name] = found
-    return told
+            through = array(row["hit"]) & ~array(found["triggered"])
+            found["attack_success_rate"] = float(through.mean())
+        row["detectors"][name] = found
 
 
 def right(model: Any, tokenizer: Any, rows: Data) -> np.ndarray:
@@ -252,20 +278,37 @@ def choose(args: argparse.Namespace) -> None:
 
 def render(args: argparse.Namespace) -> None:
     cells = [json.loads(path.read_text()) for path in sorted(args.output.glob("*-seed*.json"))]
-    cells = [c for c in cells if "detectors" in c]  # adaptations lie there as well
+    guards = {(c["case"], c["seed"]): c for c in cells if "detectors" in c}
+    adapted = [c for c in cells if "strategy" in c]
     print(
         "| case | detector | seeds | ASR alone | AUROC | clean flagged | triggered flagged | ASR behind it |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for case, name in product(CASES, DETECTORS):
-        found = [c for c in cells if c["case"] == case]
-        fitted = [c["detectors"][name] for c in found if "error" not in c["detectors"][name]]
-        if not found:
+        of_case = [c for c in guards.values() if c["case"] == case and name in c["detectors"]]
+        fitted = [c["detectors"][name] for c in of_case if "error" not in c["detectors"][name]]
+        if not of_case:
             continue
-        columns = [spread([c["attack_success_rate"] for c in found])]
+        columns = [spread([c["attack_success_rate"] for c in of_case])]
         for key in ("auroc", "clean_flagged", "triggered_flagged", "attack_success_rate"):
             columns.append(spread([d[key] for d in fitted]) or "could not act")
-        print(f"| {case} | {name} | {len(found)} | {' | '.join(columns)} |")
+        print(f"| {case} | {name} | {len(of_case)} | {' | '.join(columns)} |")
+    print("\n| case | model | seeds | accuracy | ASR | accuracy, flagged are errors | ASR behind PSIM |")
+    print("|---|---|---|---|---|---|---|")
+    for case, name in product(CASES, ("clean-only", *STRATEGIES)):
+        mine = [c for c in adapted if (c["case"], c["strategy"]) == (case, name)]
+        if name == "none":
+            mine = [c for c in guards.values() if c["case"] == case and "right" in c]
+        if not mine:
+            continue
+        flags = [guards.get((case, c["seed"]), {}).get("detectors", {}).get("psim", {}) for c in mine]
+        if name == "clean-only" or not all("clean" in f for f in flags):
+            flags = []
+        columns = [spread([array(c[key]).mean() for c in mine]) for key in ("right", "hit")]
+        for key, flagged in (("right", "clean"), ("hit", "triggered")):
+            kept = [array(c[key]) & ~array(f[flagged]) for c, f in zip(mine, flags, strict=False)]
+            columns.append(spread([k.mean() for k in kept]))
+        print(f"| {case} | {name} | {len(mine)} | {' | '.join(columns)} |")
 
 
 def main() -> None:
@@ -274,7 +317,12 @@ def main() -> None:
     )
     verbs = parser.add_subparsers(required=True)
     worded = tuple(PATTERNS)
-    for name, verb, cases in (("run", run, CASES), ("choose", choose, worded), ("adapt", adapt, worded)):
+    for name, verb, cases in (
+        ("run", run, CASES),
+        ("choose", choose, worded),
+        ("adapt", adapt, worded),
+        ("floor", floor, worded),
+    ):
         verbed = verbs.add_parser(name)
         verbed.add_argument("--data", type=Path, required=True)
         verbed.add_argument("--victims", type=Path, required=True, help="where victims are kept")
@@ -286,6 +334,7 @@ def main() -> None:
         verbed.add_argument("--epochs", type=float, default=3.0)
         verbed.add_argument("--learning-rate", type=float, default=5e-5)
         verbed.set_defaults(verb=verb)
+    verbs.choices["run"].add_argument("--detectors", nargs="+", default=list(DETECTORS), choices=DETECTORS)
     chooses = verbs.choices["choose"]
     chooses.add_argument("--only", nargs="+", default=list(CHOICES), choices=CHOICES)
     chooses.add_argument("--guards", type=int, nargs="+", default=[10, 11, 12], help="seeds of the modules")
