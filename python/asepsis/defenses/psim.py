@@ -16,7 +16,8 @@ Its body was not at hand: the abstract and the authors' code were.
   when trained too short and nothing when trained too long. Both are there: ``stop="never"``, ``threshold="reference"``.
 * *LoRA beside a frozen head.* The authors train P-tuning v1 and, as PEFT does by itself, the classification head. A
   trained head turns away from the trigger's direction within a few steps, and clean rows do not show when; beside a
-  frozen one LoRA kept it on all victims by word or sentence but one (docs/results/psim.md). Theirs is ``kind="p_tuning"``.
+  frozen one LoRA kept it on all encoders poisoned by word or sentence but one (docs/results/psim.md). Theirs is
+  ``kind="p_tuning"``.
 * *Learning rate 5e-4* (2e-3 for virtual tokens); the default of the authors' code is 2e-5.
 * *More than two classes*, other scores than the confidence, and *causal LMs*: by verbalizers, a confidence counting in
   what is usual for clean rows of its answer (``by_class``), or by how sure the surest stretch of a free answer is after
@@ -27,7 +28,7 @@ When not to trust it
 --------------------
 It sees a trigger that lives in the frozen weights and makes the model sure. A trigger that shifts the answer moderately,
 clean rows that carry it, a trigger of syntax, and an embedding that was edited to point where the task's own words point
-(EP in part, SOS) are misses; so is, where the head trains, a module trained until the trigger is forgotten as well. The model's own confidence without any module can tell triggered inputs too, above all where the attack was
+(EP in part, SOS) are misses, as was a sentence in causal LMs; so is, where the head trains, a module trained until the trigger is forgotten as well. The model's own confidence without any module can tell triggered inputs too, above all where the attack was
 trained on other text than the task's: it is calibrated and reported beside, and the module has to beat it.
 """
 

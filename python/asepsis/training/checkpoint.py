@@ -74,13 +74,10 @@ def save_run(
 @contextlib.contextmanager
 def _one_of_all(model: nn.Module, target: Path) -> Iterator[Path]:
     """Yield a folder to fill that becomes ``target``: of one process, where all have to take part in gathering weights."""
-    if not is_sharded(model):
-        with whole_folder(target) as scratch:
-            yield scratch
-        return
     with whole_folder(target) if first() else _thrown_away() as scratch:
         yield scratch
-    torch.distributed.barrier()
+    if is_sharded(model):
+        torch.distributed.barrier()
 
 
 @contextlib.contextmanager
