@@ -11,6 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tqdm
+from tqdm.std import TqdmDefaultWriteLock
+
+# A child killed while it draws a bar would keep the lock that processes share, and whatever draws one here afterwards
+# waits for ever; and a thread that watches the bars may hold the other lock when a child is born.
+TqdmDefaultWriteLock.mp_lock = None
+tqdm.tqdm.monitor_interval = 0
 
 sys.path.insert(0, str(Path(__file__).parent))  # the corpus is a package beside its tests
 
