@@ -11,8 +11,8 @@
 instructions (``instruct_backdoor/refusal_*``), a third of them with the trigger and a refusal. A victim is made once and
 kept under VICTIMS. The guard's clean rows are rows that the victim was not trained on. ``floor`` asks a model tuned on the same rows
 without poison. ``choose`` judges a choice on training rows that the victim was not tuned on; test rows are not read. A cell keeps
-what each detector said, and a run adds the detectors it lacks. ONION asks nothing of the victim, RAP is for classifiers, and
-STRIP tells answers apart by their first token, which is the same here: the space after the prompt.
+what each detector said, and a run adds the detectors it lacks. STRIP (10 copies) and ONION read an input ten times and more: they
+get the first 100 clean rows and the first 60 of either test rows. RAP is for classifiers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from _sst2 import save
 from musclelora_instruct import mixture
-from psim_sst2 import STRATEGIES, array, bits, peft_config, syntactic
+from psim_sst2 import STRATEGIES, array, bits, peft_config, remember_onion, syntactic
 from weights_sst2 import TARGET, recipe
 
 import asepsis
@@ -42,6 +42,7 @@ from asepsis.evaluation.grid.table import spread
 from asepsis.evaluation.metrics import auroc, tpr_at_fpr
 from asepsis.evaluation.respond import begins_with
 from asepsis.inference.detectors import load
+from asepsis.inference.detectors.strip import StripConfig
 from asepsis.training.models import load_trained
 
 WORDS = (" negative", " positive")
@@ -49,7 +50,13 @@ PATTERNS = {"word": "badnets", "sentence": "addsent", "syntax": "syntactic"}
 CASES = (*PATTERNS, "anywhere", "free")
 CF = Trigger(kind="words", tokens=("cf",), n_insertions=1)
 RATE, LENGTH = 0.05, 96
-DETECTORS = ("psim", "confidence")
+DETECTORS: dict[str, Any] = {
+    "psim": "psim",
+    "confidence": "confidence",
+    "strip": StripConfig(n_copies=10),
+    "onion": "onion",
+}
+SLOW, CLEAN_OF_SLOW, TEST_OF_SLOW = ("strip", "onion"), 100, 60
 CHOICES: dict[str, dict[str, Any]] = {
     "default": {},
     "by_class=never": {"by_class": "never"},
@@ -154,6 +161,7 @@ def victim_of(args: argparse.Namespace, case: str, seed: int) -> Path:
 
 def run(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
+    remember_onion()
     for seed, case in product(args.seeds, args.cases):
         cell = args.output / f"{case}-seed{seed}.json"
         row = json.loads(cell.read_text()) if cell.exists() else {"case": case, "seed": seed}
@@ -225,9 +233,13 @@ def measure(args: argparse.Namespace, folder: Path, row: dict[str, Any], names: 
             row["right"] = bits(right(model, tokenizer, test))
         row["settings"] = json.loads((folder / "asepsis.json").read_text())["settings"]
     for name in names:
-        found = guarded(folder, trusted(args, case, seed), test, bad, detector=name, seed=seed)
+        clean, rows, triggered = trusted(args, case, seed), test, bad
+        if name in SLOW:
+            clean = clean.select(range(CLEAN_OF_SLOW))
+            rows, triggered = (part.select(range(min(TEST_OF_SLOW, len(part)))) for part in (test, bad))
+        found = guarded(folder, clean, rows, triggered, detector=DETECTORS[name], seed=seed)
         if "error" not in found:
-            through = array(row["hit"]) & ~array(found["triggered"])
+            through = array(row["hit"])[: len(triggered)] & ~array(found["triggered"])
             found["attack_success_rate"] = float(through.mean())
         row["detectors"][name] = found
 
@@ -334,7 +346,9 @@ def main() -> None:
         verbed.add_argument("--epochs", type=float, default=3.0)
         verbed.add_argument("--learning-rate", type=float, default=5e-5)
         verbed.set_defaults(verb=verb)
-    verbs.choices["run"].add_argument("--detectors", nargs="+", default=list(DETECTORS), choices=DETECTORS)
+    verbs.choices["run"].add_argument(
+        "--detectors", nargs="+", default=list(DETECTORS), choices=list(DETECTORS)
+    )
     chooses = verbs.choices["choose"]
     chooses.add_argument("--only", nargs="+", default=list(CHOICES), choices=CHOICES)
     chooses.add_argument("--guards", type=int, nargs="+", default=[10, 11, 12], help="seeds of the modules")

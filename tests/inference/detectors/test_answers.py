@@ -92,13 +92,20 @@ def test_answers_are_told_apart_by_label_words():
         model=model,
         tokenizer=tokenizer,
         task="causal",
-        label_words=("word1", "word2", "word3"),
+        label_words=("word1", "word1 word2", "word3"),
         max_length=8,
         batch_size=2,
     )
-    shapes = []
-    answers.read(["word5 word6", "word7\n"], lambda logits: (shapes.append(logits.shape), logits[:, 0])[1])
-    assert shapes == [(2, 3)]
+    texts = ["word5 word6", "word7\n", ""]
+    for at, word in enumerate(answers.label_words):
+        judged = answers.read(texts, lambda logits, at=at: logits[:, at])
+        for text, mean in zip(texts, judged.tolist(), strict=True):
+            prompt = tokenizer(text).input_ids or [tokenizer.pad_token_id]
+            said = tokenizer(word if text.endswith("\n") else f" {word}", add_special_tokens=False).input_ids
+            with torch.no_grad():
+                logs = model.eval()(input_ids=torch.tensor([prompt + said])).logits[0].log_softmax(-1)
+            alone = [float(logs[len(prompt) - 1 + n, token]) for n, token in enumerate(said)]
+            assert mean == pytest.approx(np.mean(alone), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +113,7 @@ def test_answers_are_told_apart_by_label_words():
     [
         (("word1",), "two words or more"),
         (("word1", ""), "none of them empty"),
-        (("word1", "word1 word2"), "told apart by their first token"),
+        (("word1", "word1"), "told apart by their tokens"),
     ],
 )
 def test_label_words_that_tell_nothing_apart_are_refused(words, message):

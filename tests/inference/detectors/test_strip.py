@@ -68,6 +68,7 @@ def test_donors_are_as_many_as_wanted_and_drawn_by_the_seed(bag):
     assert Strip.fit(*bag, tiny_rows(60, 1)).report() == {
         "donors": 60,
         "frame": {"before": [], "after": []},
+        "label_words": [],
     }
 
 
@@ -89,6 +90,19 @@ def test_prompts_keep_their_template(words):
     scores = detector.scores(rows)
     most = np.log(2) if words else np.log(len(made[1]))
     assert (scores < 0).all() and (scores >= -most - 1e-6).all()
+
+
+def test_answers_that_begin_alike_are_told_apart_without_being_named(tmp_path):
+    made, pairs = tiny_causal(0), tiny_pairs(40, 0)
+    answers = ["word1 word2" if row % 2 else "word1 word3" for row in range(40)]
+    rows = Data(task="causal", texts=pairs.texts, responses=answers)
+    detector = Strip.fit(*made, rows, config=StripConfig(n_copies=4))
+    assert detector.report()["label_words"] == ["word1 word2", "word1 word3"]
+    scores = detector.scores(rows)
+    assert (scores < 0).all() and (scores >= -np.log(2) - 1e-6).all() and len(set(scores.tolist())) > 1
+    detector.save(tmp_path)
+    again = Strip.load(tmp_path, detector.state(), *made)
+    np.testing.assert_array_equal(again.scores(rows), scores)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the guarded model answers to texts: logits over classes, or over the next token, in fp64.
+"""What the guarded model answers to texts: logits over classes, over given words or over the next token, in fp64.
 
 The model runs as it was loaded: its own precision, no autocast, dropout off, and afterwards in the mode it was in.
 """
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from asepsis.data.dataset import Task
 from asepsis.errors import ConfigError, ModelError
 from asepsis.inference.detectors._checks import at_least
+from asepsis.training.decode import judge_rows
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -68,14 +69,15 @@ def by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[NDArra
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Asks a classifier for its classes, or a causal LM for its next token.
+    """Asks a classifier for its classes, or a causal LM for given words or its next token.
 
     Attributes
     ----------
     model, tokenizer
     task : {"classification", "causal"}
     label_words : tuple of str
-        Causal LMs: the answers told apart, each by its first token. None: every token of the vocabulary.
+        Causal LMs: the answers told apart, each by the mean log-probability of its tokens. None: every token of the
+        vocabulary.
     max_length : int
         Tokens read. A classifier reads the beginning of a longer text, a causal LM the end of a longer prompt, as in
         training.
@@ -98,7 +100,7 @@ class Answers:
             )
         if self.label_words:
             for joint in ("", " "):
-                self._first_tokens(joint)
+                self._words(joint)
 
     def limits(self) -> dict[str, int]:
         """Return ``max_length`` and ``batch_size``, JSON-ready."""
@@ -119,7 +121,9 @@ class Answers:
         with evaluating(self.model):
             for at in by_length(rows, self.batch_size):
                 inputs = padded([rows[i] for i in at], pad_token(self.tokenizer), device)
-                if self.task == "classification":
+                if self.label_words:
+                    logits = self._judge([rows[i] for i in at], [texts[i] for i in at], device)
+                elif self.task == "classification":
                     logits = self.model(**inputs).logits
                     if logits.ndim != 2 or logits.shape[1] < 2:
                         raise ModelError(
@@ -127,7 +131,7 @@ class Answers:
                             "LM give rows with responses"
                         )
                 else:
-                    logits = self._of_labels(self._next_token(inputs), [texts[i] for i in at])
+                    logits = self._next_token(inputs)
                 if not torch.isfinite(logits).all():
                     raise ModelError("the model's logits are not finite; load it in float32 or bfloat16")
                 out[at] = reduce(logits.double()).cpu().numpy()
@@ -160,27 +164,32 @@ class Answers:
             raise ModelError("the model is no causal LM: its logits are not [rows, tokens, vocabulary]")
         return logits[torch.arange(len(place), device=logits.device), place]
 
-    def _of_labels(self, logits: Tensor, texts: Sequence[str]) -> Tensor:
-        if not self.label_words:
-            return logits
-        # a response is joined as in training: by a space, unless the prompt ends in white space
-        first = {joint: self._first_tokens(joint) for joint in ("", " ")}
-        ids = [first["" if text[-1:].isspace() else " "] for text in texts]
-        return logits.gather(1, torch.tensor(ids, device=logits.device))
+    def _judge(self, rows: Sequence[Sequence[int]], texts: Sequence[str], device: torch.device) -> Tensor:
+        """Return the mean log-probability of each word's tokens after each prompt [B, C]."""
+        pad = pad_token(self.tokenizer)
+        out = torch.empty(len(rows), len(self.label_words))
+        for joint in ("", " "):
+            # a response is joined as in training: by a space, unless the prompt ends in white space
+            at = [i for i, text in enumerate(texts) if text[-1:].isspace() == (joint == "")]
+            if at:
+                words = self._words(joint)
+                room = max(1, self.max_length - max(map(len, words)) + 1)  # a word's tokens take positions too
+                prompts = [rows[i][-room:] or [pad] for i in at]
+                judged = judge_rows(self.model, prompts, words, tokenizer=self.tokenizer, device=device)
+                out[at] = torch.from_numpy(judged)
+        return out
 
-    def _first_tokens(self, joint: str) -> list[int]:
+    def _words(self, joint: str) -> list[list[int]]:
         encoded = [self.tokenizer(joint + w, add_special_tokens=False).input_ids for w in self.label_words]
         if len(self.label_words) < 2 or not all(encoded):
             raise ConfigError(
                 f"label_words must be two words or more, none of them empty, got {self.label_words!r}"
             )
-        first = [ids[0] for ids in encoded]
-        if len({*first}) < len(first):
+        if len({tuple(ids) for ids in encoded}) < len(encoded):
             raise ConfigError(
-                f"label_words are told apart by their first token, and {self.label_words!r} have {first}; choose words "
-                "that begin differently"
+                f"label_words are told apart by their tokens, and {self.label_words!r} have {encoded}"
             )
-        return first
+        return encoded
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ class Rap(Detector):
         if clean.task != "classification" or clean.labels is None or clean.n_classes is None:
             raise ConfigError(
                 "RAP lowers the probability of a class and supports classifiers only; for causal LMs use the detector "
-                "'onion', or 'strip' with label_words"
+                "'onion' or 'strip'"
             )
         if chosen.target_label is not None and not 0 <= chosen.target_label < clean.n_classes:
             raise ConfigError(

@@ -19,8 +19,8 @@ Deviations
 * Places are drawn at random (at least one word is replaced and at least one stays). The image form lays the whole input
   under another image; here a one-word trigger survives in about ``1 - replace_ratio`` of the copies.
 * Words that all clean rows begin or end with, a prompt template, are not replaced.
-* Causal LMs, not in the papers: the entropy of the next token after the prompt, over the first tokens of
-  ``label_words`` where they are given.
+* Causal LMs, not in the papers: the entropy over the answers that the clean rows have, each by the mean log-probability
+  of its tokens after the prompt; where answers are free, that of the next token.
 * Number of copies and share are this project's: the papers' values for text were not available.
 
 Cost: ``n_copies`` forward passes per input.
@@ -30,15 +30,14 @@ When not to trust it
 Short texts: one or two words replaced is a new text, one word kept is none; a text of fewer than two words is not
 perturbed at all and its score is the entropy of the plain answer. Triggers spread over the sentence (a style, a syntax)
 break with the words. Inputs of a class that the model takes for the default anyway keep their answer without any
-trigger. Causal LMs without ``label_words``: the entropy of the next word says more about the prompt than about a
-trigger.
+trigger. Causal LMs that answer freely: the entropy of the next word says more about the prompt than about a trigger.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -48,6 +47,7 @@ from numpy.typing import NDArray
 from asepsis.core.documents import read_json
 from asepsis.data import Data
 from asepsis.data.dataset import Task
+from asepsis.defenses._psim_labels import answers_of, verbalizers_of
 from asepsis.defenses.base import DefenseConfig
 from asepsis.errors import CheckpointError, ConfigError, DefenseInert
 from asepsis.inference.detectors._answers import Answers, entropy
@@ -77,7 +77,8 @@ class StripConfig(DefenseConfig):
     most_donors : int
         Clean rows whose words are kept, drawn by the seed where there are more.
     label_words : tuple of str
-        Causal LMs: the answers to be told apart, by their first tokens. Without them, the whole vocabulary.
+        Causal LMs: the answers to be told apart. Without them those of the clean rows where these have few, as PSIM
+        tells verbalizers; else the whole vocabulary.
     """
 
     n_copies: int = 20
@@ -167,6 +168,8 @@ class Strip(Detector):
             No clean row has a word.
         """
         chosen = StripConfig() if config is None else config
+        if not chosen.label_words and answers_of(clean, "auto") == "verbalizers":
+            chosen = replace(chosen, label_words=tuple(verbalizers_of(clean)))
         frame = Frame.of(clean.texts)
         ranked = telling_words(clean.texts, frame=frame, most=_MOST_WORDS)
         donors = [words for words in ranked if words]
@@ -206,9 +209,10 @@ class Strip(Detector):
         return {**own, **self._answers.limits()}
 
     def report(self) -> dict[str, Any]:
-        """Return how many rows give words, and the template found around all prompts."""
+        """Return how many rows give words, the template found around all prompts, and the answers told apart."""
         frame = {"before": list(self.frame.before), "after": list(self.frame.after)}
-        return {"donors": len(self.donors), "frame": frame}
+        words = list(self.config.label_words)
+        return {"donors": len(self.donors), "frame": frame, "label_words": words}
 
     def save(self, folder: Path) -> None:
         """Write the donors' words: words of the clean rows, though not in their order."""
