@@ -173,7 +173,9 @@ class Answers:
             at = [i for i, text in enumerate(texts) if text[-1:].isspace() == (joint == "")]
             if at:
                 words = self._words(joint)
-                room = max(1, self.max_length - max(map(len, words)) + 1)  # a word's tokens take positions too
+                room = max(
+                    1, self.max_length - max(map(len, words)) + 1
+                )  # a word's tokens take positions too
                 prompts = [rows[i][-room:] or [pad] for i in at]
                 judged = judge_rows(self.model, prompts, words, tokenizer=self.tokenizer, device=device)
                 out[at] = torch.from_numpy(judged)
