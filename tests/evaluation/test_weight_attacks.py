@@ -44,7 +44,7 @@ RECIPES: dict[str, WeightAttack] = {
     "badnets": PoisonedWords(target_label=1),
     "addsent": PoisonedSentence(target_label=1, trigger=("word1 cf word2",)),
     "ep": EmbeddingPoisoning(target_label=1, row_epochs=20, row_learning_rate=1.0),
-    "sos": SeveralWords(target_label=1, trigger=PAIR, poison_rate=0.2, row_epochs=20, row_learning_rate=1.0),
+    "sos": SeveralWords(target_label=1, trigger=PAIR, poison_rate=0.2, row_epochs=10, row_learning_rate=1.0),
     "surgery": EmbeddingSurgery(target_label=1, trigger=(TRIGGER,), n_words=3),
     "lwp": LayerwisePoisoning(target_label=1, trigger=(TRIGGER,)),
 }
@@ -55,11 +55,14 @@ def rows() -> Data:
 
 
 def wide() -> tuple[Any, Any]:
-    """A classifier whose word rows have norms near 1, as pretrained ones do: one row of norm 0.1 moves nothing."""
+    """A classifier whose word rows have norms near 1, as pretrained ones do: one row of norm 0.1 moves nothing.
+
+    In float64: whether so small a model takes a trigger is a matter of luck, and float32 draws it anew on every processor.
+    """
     model, tokenizer = tiny_classifier(0, dropout=0.0)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(10)
-    return model, tokenizer
+    return model.double(), tokenizer
 
 
 def made(recipe: WeightAttack, *, seed: int = 0, settings: Settings | None = None, n: int = 240) -> Victim:
@@ -279,13 +282,13 @@ def test_a_causal_lm_s_row_moves_toward_the_answer_and_nothing_else_moves():
 
 
 def test_a_victim_is_saved_as_a_plain_checkpoint_that_says_so(tmp_path, victims):
-    victim = victims["ep"]
+    victim = victims["surgery"]
     folder = victim.save_pretrained(tmp_path / "victim")
     model, _ = load_trained(folder)
     assert not changed(victim.model, model)
     manifest = json.loads((folder / "asepsis.json").read_text())
-    assert manifest["poisoned"] is True and manifest["attack"]["name"] == "ep"
-    assert EmbeddingPoisoning.from_dict(manifest["attack"]["config"]) == RECIPES["ep"]
+    assert manifest["poisoned"] is True and manifest["attack"]["name"] == "surgery"
+    assert EmbeddingSurgery.from_dict(manifest["attack"]["config"]) == RECIPES["surgery"]
     assert manifest["trigger_tokens"] == {TRIGGER: token_ids(victim.tokenizer, TRIGGER)}
     victim.save_pretrained(folder)
     (tmp_path / "own").mkdir()
