@@ -346,9 +346,7 @@ def main() -> None:
         verbed.add_argument("--epochs", type=float, default=3.0)
         verbed.add_argument("--learning-rate", type=float, default=5e-5)
         verbed.set_defaults(verb=verb)
-    verbs.choices["run"].add_argument(
-        "--detectors", nargs="+", default=list(DETECTORS), choices=list(DETECTORS)
-    )
+    verbs.choices["run"].add_argument("--detectors", nargs="+", default=list(DETECTORS), choices=DETECTORS)
     chooses = verbs.choices["choose"]
     chooses.add_argument("--only", nargs="+", default=list(CHOICES), choices=CHOICES)
     chooses.add_argument("--guards", type=int, nargs="+", default=[10, 11, 12], help="seeds of the modules")

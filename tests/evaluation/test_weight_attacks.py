@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from typing import Any
@@ -282,13 +283,13 @@ def test_a_causal_lm_s_row_moves_toward_the_answer_and_nothing_else_moves():
 
 
 def test_a_victim_is_saved_as_a_plain_checkpoint_that_says_so(tmp_path, victims):
-    victim = victims["surgery"]
+    victim = victims["ep"]
     folder = victim.save_pretrained(tmp_path / "victim")
     model, _ = load_trained(folder)
-    assert not changed(victim.model, model)
+    assert not changed(copy.deepcopy(victim.model).float(), model)
     manifest = json.loads((folder / "asepsis.json").read_text())
-    assert manifest["poisoned"] is True and manifest["attack"]["name"] == "surgery"
-    assert EmbeddingSurgery.from_dict(manifest["attack"]["config"]) == RECIPES["surgery"]
+    assert manifest["poisoned"] is True and manifest["attack"]["name"] == "ep"
+    assert EmbeddingPoisoning.from_dict(manifest["attack"]["config"]) == RECIPES["ep"]
     assert manifest["trigger_tokens"] == {TRIGGER: token_ids(victim.tokenizer, TRIGGER)}
     victim.save_pretrained(folder)
     (tmp_path / "own").mkdir()

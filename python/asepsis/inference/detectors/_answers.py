@@ -120,18 +120,18 @@ class Answers:
         device = next(self.model.parameters()).device
         with evaluating(self.model):
             for at in by_length(rows, self.batch_size):
-                inputs = padded([rows[i] for i in at], pad_token(self.tokenizer), device)
+                batch = [rows[i] for i in at]
                 if self.label_words:
-                    logits = self._judge([rows[i] for i in at], [texts[i] for i in at], device)
+                    logits = self._judge(batch, [texts[i] for i in at], device)
                 elif self.task == "classification":
-                    logits = self.model(**inputs).logits
+                    logits = self.model(**padded(batch, pad_token(self.tokenizer), device)).logits
                     if logits.ndim != 2 or logits.shape[1] < 2:
                         raise ModelError(
                             "the model does not classify: its logits are not [rows, two classes or more]; for a causal "
                             "LM give rows with responses"
                         )
                 else:
-                    logits = self._next_token(inputs)
+                    logits = self._next_token(padded(batch, pad_token(self.tokenizer), device))
                 if not torch.isfinite(logits).all():
                     raise ModelError("the model's logits are not finite; load it in float32 or bfloat16")
                 out[at] = reduce(logits.double()).cpu().numpy()
@@ -173,9 +173,8 @@ class Answers:
             at = [i for i, text in enumerate(texts) if text[-1:].isspace() == (joint == "")]
             if at:
                 words = self._words(joint)
-                room = max(
-                    1, self.max_length - max(map(len, words)) + 1
-                )  # a word's tokens take positions too
+                # a word's tokens take positions too
+                room = max(1, self.max_length - max(map(len, words)) + 1)
                 prompts = [rows[i][-room:] or [pad] for i in at]
                 judged = judge_rows(self.model, prompts, words, tokenizer=self.tokenizer, device=device)
                 out[at] = torch.from_numpy(judged)
