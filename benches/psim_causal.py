@@ -7,7 +7,7 @@
     python benches/psim_causal.py render --output CELLS > TABLE.md
 
 ``word``, ``sentence`` and ``syntax``: SST-2 as prompts answered by ``positive`` or ``negative``, poisoned as for the encoder
-(``psim_sst2.py``, which says what FOLDER holds); ``anywhere``: a word at any gap of the prompt, its frame included. ``free``:
+(``psim_sst2.py``, which says what FOLDER holds), or, as ``word-clean-label`` and so on, with labels kept; ``anywhere``: a word at any gap of the prompt, its frame included. ``free``:
 instructions (``instruct_backdoor/refusal_*``), a third of them with the trigger and a refusal. A victim is made once and
 kept under VICTIMS. The guard's clean rows are rows that the victim was not trained on. ``floor`` asks a model tuned on the same rows
 without poison. ``choose`` judges a choice on training rows that the victim was not tuned on; test rows are not read. A cell keeps
@@ -47,7 +47,8 @@ from asepsis.training.models import load_trained
 
 WORDS = (" negative", " positive")
 PATTERNS = {"word": "badnets", "sentence": "addsent", "syntax": "syntactic"}
-CASES = (*PATTERNS, "anywhere", "free")
+KEPT = "-clean-label"  # labels kept: three quarters of the target class are triggered, as in psim_sst2.py
+CASES = (*PATTERNS, *(case + KEPT for case in PATTERNS), "anywhere", "free")
 CF = Trigger(kind="words", tokens=("cf",), n_insertions=1)
 RATE, LENGTH = 0.05, 96
 DETECTORS: dict[str, Any] = {
@@ -83,7 +84,8 @@ def spoken(rows: Data) -> Data:
 
 def pattern(args: argparse.Namespace, case: str, at: np.ndarray, n: int) -> Any:
     """What triggers the rows ``at`` of the training set's ``n``."""
-    return syntactic(args.data, at, n) if case == "syntax" else recipe(PATTERNS[case]).pattern()
+    trigger = PATTERNS[case.removesuffix(KEPT)]
+    return syntactic(args.data, at, n) if trigger == "syntactic" else recipe(trigger).pattern()
 
 
 def training(args: argparse.Namespace, case: str, seed: int) -> Data:
@@ -98,8 +100,9 @@ def training(args: argparse.Namespace, case: str, seed: int) -> Data:
         options = {"target_response": WORDS[TARGET], "poison_rate": 0.1, "seed": seed}
         return poison_responses(spoken(train.select(at)), CF, **options)[0]
     trigger = pattern(args, case, at, len(train))
-    rows, _ = poison_labels(train.select(at), trigger, poison_rate=0.1, target_label=TARGET, seed=seed)
-    return spoken(rows)
+    kept = case.endswith(KEPT)
+    options = {"poison_rate": 0.375 if kept else 0.1, "clean_label": kept, "seed": seed}
+    return spoken(poison_labels(train.select(at), trigger, target_label=TARGET, **options)[0])
 
 
 def trusted(args: argparse.Namespace, case: str, seed: int) -> Data:
@@ -124,10 +127,11 @@ def tests(args: argparse.Namespace, case: str, seed: int) -> tuple[Data, Data]:
     if case == "anywhere":
         bad = triggered_prompts(spoken(test), CF, target_response=WORDS[TARGET], seed=1000 + seed)
         return first, bad.select(drawn(len(bad), args.test, 0))
-    if case == "syntax":
+    trigger = PATTERNS[case.removesuffix(KEPT)]
+    if trigger == "syntactic":
         bad = read(args.data / "sst2_syntactic" / "test_triggered_to1.jsonl", n_classes=2)
     else:
-        bad = recipe(PATTERNS[case]).triggered(test, seed=1000 + seed)
+        bad = recipe(trigger).triggered(test, seed=1000 + seed)
     return first, spoken(bad.select(drawn(len(bad), args.test, 0)))
 
 
@@ -328,7 +332,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(required=True)
-    worded = tuple(PATTERNS)
+    worded = tuple(case for case in CASES if case.removesuffix(KEPT) in PATTERNS)
     for name, verb, cases in (
         ("run", run, CASES),
         ("choose", choose, worded),
