@@ -38,6 +38,10 @@ def test_a_grid_is_every_attack_with_every_defense_and_seed():
         ({"defenses": {"epur+finemixing": {"ratio": 1}}}, "a mapping for each"),
         ({"defenses": {"none": {"epochs": 1}}}, "none has no field 'epochs'"),
         ({"defenses": {"abl": 3}}, "must be a mapping"),
+        ({"defenses": {"onion": {"clean_rows": 437}}}, r"clean_rows must lie in 1\.\.436"),
+        ({"test_rows": 9, "defenses": {"onion": {"test_rows": 10}}}, r"test_rows must lie in 1\.\.9"),
+        ({"defenses": {"onion": {"test_rows": 0}}}, "test_rows must lie in 1"),
+        ({"defenses": {"onion": {"rows": 10}}}, "OnionConfig has no field rows"),
         ({"seeds": [0, 0]}, "different numbers"),
         ({"seeds": []}, "different numbers"),
         ({"rows": 0}, "rows must be"),
@@ -48,6 +52,12 @@ def test_a_grid_is_every_attack_with_every_defense_and_seed():
 def test_what_is_wrong_is_said_before_anything_runs(change, said):
     with pytest.raises(ConfigError, match=said):
         read_grid({**WHOLE, **change})
+
+
+def test_a_slow_entry_may_have_fewer_rows():
+    grid = read_grid({**WHOLE, "defenses": {"onion": {"clean_rows": 100, "test_rows": 60}, "rap": {}}})
+    assert (grid.clean_rows_of("onion"), grid.test_rows_of("onion")) == (100, 60)
+    assert (grid.clean_rows_of("rap"), grid.test_rows_of("rap")) == (436, 0)
 
 
 def test_a_file_is_read_as_yaml_and_one_that_is_none_is_refused(tmp_path):

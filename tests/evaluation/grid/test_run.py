@@ -70,6 +70,20 @@ def test_weights_are_repaired_and_guards_fitted_on_the_undefended_model(declare,
     assert "0.5 x" in (page := render(grid, tmp_path)) or "(i)" in page
 
 
+def test_an_entry_with_fewer_rows_gets_the_first_and_the_page_says_so(declare, place, tmp_path):
+    few = {"clean_rows": 25, "test_rows": 7}
+    grid = declare(defenses={"none": {}, "confidence": few}, attacks={"clean": {}})
+    run_grid(grid, tmp_path, data=place)
+    cells = {
+        name: json.loads((tmp_path / f"{name}--clean--seed0.json").read_text()) for name in grid.defenses
+    }
+    assert cells["confidence"]["clean_accuracy"]["n"] == 7 < cells["none"]["clean_accuracy"]["n"]
+    assert cells["confidence"]["run"]["data"]["rows"] == 25
+    assert cells["confidence"]["entry"] == {"kind": "confidence", **few}
+    page = render(grid, tmp_path)
+    assert "`confidence` has fewer rows than the others: 25 trusted rows, the first 7 of the clean" in page
+
+
 def test_the_tests_are_opened_once(declare, place):
     found = sources(declare(), place, Cell("badnets", "none", 0))
     test, triggered = found.tests.open()

@@ -21,6 +21,7 @@ from asepsis.training.settings import Settings
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _FILES = ("train", "dev", "test")
+_FEWER = ("clean_rows", "test_rows")  # what a row of the table may have fewer of
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Grid:
         FILE, poison_rate: ...}`` for poisoned instructions made elsewhere, which take the place of that share of the
         training rows and have one response; or ``{}`` for no poison, the control for false alarms.
     defenses : mapping
-        By name: ``kind`` and the fields of its config, see :mod:`asepsis.evaluation.grid.entries`.
+        By name: ``kind`` and the fields of its config, see :mod:`asepsis.evaluation.grid.entries`. One that is slow may have
+        fewer rows than the grid: ``clean_rows`` drawn, and of either test file the first ``test_rows``.
     target_label : int
         What the backdoors of classes answer.
     seeds : tuple of int
@@ -126,6 +128,8 @@ class Grid:
             value = getattr(self, name)
             if type(value) is not int or not least <= value < 2**31:
                 raise ConfigError(f"{name} must be a whole number from {least}, got {shown(value)}")
+        for name in self.defenses:
+            _check_fewer(self, name)
         if not isinstance(self.settings, Mapping):
             raise ConfigError(f"settings must be a mapping, got {shown(self.settings)}")
         if "seed" in self.settings:
@@ -134,7 +138,21 @@ class Grid:
 
     def entry(self, name: str) -> Entry:
         """Return what a row of the table does."""
-        return entry_of(name, self.defenses[name])
+        entry = self.defenses[name]
+        return entry_of(name, {key: value for key, value in entry.items() if key not in _FEWER})
+
+    def fewer(self, name: str) -> dict[str, int]:
+        """Return of which rows an entry has fewer than the grid, and how many."""
+        entry = self.defenses[name]
+        return {key: entry[key] for key in _FEWER if key in entry}
+
+    def clean_rows_of(self, name: str) -> int:
+        """Return how many trusted rows an entry has."""
+        return self.fewer(name).get("clean_rows", self.clean_rows)
+
+    def test_rows_of(self, name: str) -> int:
+        """Return on how many rows of either test file an entry is measured, 0 for all."""
+        return self.fewer(name).get("test_rows", self.test_rows)
 
     def settings_of(self, seed: int) -> Settings:
         """Return the settings of a training."""
@@ -170,6 +188,13 @@ def read_grid(values: Mapping[str, Any] | str | Path) -> Grid:
     if missing := [name for name in ("model", "data", "attacks", "defenses") if name not in values]:
         raise ConfigError(f"a grid needs {listed(missing)}")
     return Grid(**values)
+
+
+def _check_fewer(grid: Grid, name: str) -> None:
+    for key, value in grid.fewer(name).items():
+        most = getattr(grid, key) or 2**31 - 1  # test_rows: 0 is all
+        if type(value) is not int or not 1 <= value <= most:
+            raise ConfigError(f"defenses: {name}: {key} must lie in 1..{most}, got {shown(value)}")
 
 
 def _check_attack(name: str, entry: Mapping[str, Any], task: Task) -> None:

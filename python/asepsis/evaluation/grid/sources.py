@@ -55,7 +55,7 @@ class Tests:
             triggered = read(_path(self.folder, declared["triggered"]), n_classes=test.n_classes)
         elif declared:
             triggered = attack_of(self.grid, declared).trigger(test, seed=1000 + self.cell.seed)
-        limit = self.grid.test_rows
+        limit = self.grid.test_rows_of(self.cell.defense)
         first = [
             None if rows is None else rows.select(range(min(limit or len(rows), len(rows))))
             for rows in (test, triggered)
@@ -104,7 +104,7 @@ def sources(grid: Grid, folder: Path | None, cell: Cell) -> Sources:
     else:
         train, key = sound, PoisonKey(sound.sample_ids, np.zeros(len(sound), bool))
     dev = _clean(grid, folder, "dev", cell.seed)
-    clean = dev.select(drawn(len(dev), grid.clean_rows, 1000 + cell.seed))
+    clean = dev.select(drawn(len(dev), grid.clean_rows_of(cell.defense), 1000 + cell.seed))
     return Sources(train, key, clean, sound, Tests(grid, folder, cell))
 
 

@@ -64,6 +64,9 @@ def render(grid: Grid, cells: str | Path, *, plots: Mapping[str, str] | None = N
     ]
     if causal := grid.task == "causal":
         lines += ["", _CAUSAL_NOTE]
+    for name in grid.defenses:
+        if fewer := grid.fewer(name):
+            lines += ["", f"`{name}` has fewer rows than the others: {_in_words(fewer)}."]
     head = [("clean loss" if causal else "CACC") if column == "CACC" else column for column in _HEAD]
     for attack in grid.attacks:
         lines += ["", f"### {attack}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -81,6 +84,14 @@ def render(grid: Grid, cells: str | Path, *, plots: Mapping[str, str] | None = N
         lines += ["", "Could not act:", ""]
         lines += [f"* {defense} on {attack}: {inline(error)}" for defense, attack, error in errors]
     return "\n".join(lines) + "\n"
+
+
+def _in_words(fewer: Mapping[str, int]) -> str:
+    said = {
+        "clean_rows": "{} trusted rows",
+        "test_rows": "the first {} of the clean and of the triggered test rows",
+    }
+    return ", ".join(said[key].format(n) for key, n in fewer.items())
 
 
 def _cell(path: Path) -> dict[str, Any]:
