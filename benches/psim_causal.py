@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _psim_tables import STRATEGIES, array, bits
 from _sst2 import save
 from musclelora_instruct import mixture
-from psim_sst2 import STRATEGIES, array, bits, peft_config, remember_onion, syntactic
+from psim_sst2 import peft_config, remember_onion, syntactic
 from weights_sst2 import TARGET, recipe
 
 import asepsis

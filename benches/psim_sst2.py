@@ -1,7 +1,8 @@
 """Guards on SST-2: what each detector flags of a poisoned model's inputs, whichever way the model was then adapted.
 
     python benches/psim_sst2.py run --data FOLDER --output CELLS --victims VICTIMS [--stages scores adapted floor] [--seeds 0]
-    python benches/psim_sst2.py render --output CELLS > TABLE.md
+    python benches/psim_sst2.py render --output CELLS > TABLES.md
+    python benches/psim_sst2.py summary --output CELLS
 
 FOLDER holds ``sst2/{train,dev,test}.jsonl`` and, for the victims of syntax, ``sst2_syntactic/{train_all,test_triggered_to1}.jsonl``.
 Victims are those of ``weights_sst2.py``, found where it keeps them, and those of ``POISONED``, fine-tuned on poisoned rows. A victim
@@ -16,7 +17,6 @@ of a run.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from itertools import product
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _psim_tables import RATES, STRATEGIES, bits, render, summary
 from _sst2 import named, save
 from weights_sst2 import ATTACKS, BASE, LENGTH, TARGET, clean_model, made, recipe, settings_of, triggered
 
@@ -32,15 +33,12 @@ from asepsis.data import Data, read, read_rows
 from asepsis.errors import AsepsisError
 from asepsis.evaluation.attacks.labels import poison_labels
 from asepsis.evaluation.grid.sources import drawn
-from asepsis.evaluation.grid.table import spread
 from asepsis.evaluation.metrics import auroc, tpr_at_fpr
 from asepsis.evaluation.predict import predict
 from asepsis.inference.detectors import available, load
 from asepsis.inference.detectors.onion import Onion
 from asepsis.training.models import load_trained
 
-STRATEGIES = ("none", "full", "lora", "prompt_tuning", "p_tuning", "prefix_tuning")
-RATES = (0.01, 0.05)
 # name: (trigger, share of the training rows, whether labels are kept); kept, three quarters of the target class as the authors do
 POISONED = {
     "syntactic": ("syntactic", 0.1, False),
@@ -210,68 +208,6 @@ def peft_config(name: str, task_type: str = "SEQ_CLS") -> Any:
     }[name]()
 
 
-def bits(flags: np.ndarray) -> str:
-    return "".join("1" if flag else "0" for flag in flags)
-
-
-def array(text: str) -> np.ndarray:
-    return np.array([c == "1" for c in text])
-
-
-def render(args: argparse.Namespace) -> None:
-    cells = [json.loads(path.read_text()) for path in sorted(args.output.glob("*-seed*.json"))]
-    by = {(c["stage"], c["name"], c["attack"], c["seed"]): c for c in cells}
-    detectors = sorted({c["name"] for c in cells if c["stage"] == "scores"})
-    attacks = [a for a in VICTIMS if any(c["attack"] == a for c in cells)]
-    seeds = sorted({c["seed"] for c in cells})
-    print(
-        "| attack | detector | seeds | failed | AUROC | TPR at 1 % FPR | at | clean flagged | triggered flagged |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
-    for attack, name, rate in product(attacks, detectors, [*map(str, RATES), "reference"]):
-        found = [by[key] for seed in seeds if (key := ("scores", name, attack, seed)) in by]
-        fitted = [c for c in found if "error" not in c and at_rate(c, rate)]
-        if not fitted:
-            continue
-        failed = sum("error" in c for c in found)
-        pair = [[array(at_rate(c, rate)[k]).mean() for c in fitted] for k in ("clean", "triggered")]
-        areas, tprs = [c["auroc"] for c in fitted], [c["tpr_at_1_fpr"] for c in fitted]
-        print(
-            f"| {attack} | {name} | {len(fitted)} | {failed} | {spread(areas)} | {spread(tprs)} | {rate} | "
-            f"{spread(pair[0])} | {spread(pair[1])} |"
-        )
-    print("\n| attack | adapted by | guard | seeds | CACC | ASR |\n|---|---|---|---|---|---|")
-    for attack in attacks:
-        floors = [by[key] for seed in seeds if (key := ("floor", "clean", attack, seed)) in by]
-        if floors:
-            numbers = " | ".join(spread([array(c[k]).mean() for c in floors]) for k in ("right", "hit"))
-            print(f"| {attack} | (the clean-only model) | none | {len(floors)} | {numbers} |")
-    for attack, strategy, name in product(attacks, STRATEGIES, ["none", *detectors]):
-        pairs = [behind(by, strategy, name, attack, seed) for seed in seeds]
-        both = [pair for pair in pairs if pair is not None]
-        if both:
-            numbers = " | ".join(spread([pair[k] for pair in both]) for k in (0, 1))
-            print(f"| {attack} | {strategy} | {name} | {len(both)} | {numbers} |")
-
-
-def at_rate(cell: dict[str, Any], rate: str) -> dict[str, Any] | None:
-    return cell["reference"] if rate == "reference" else cell["rates"].get(rate)
-
-
-def behind(by: Any, strategy: str, name: str, attack: str, seed: int) -> tuple[float, float] | None:
-    """CACC and ASR of an adapted model behind a guard at the larger rate: what is flagged is not answered."""
-    model, guard = by.get(("adapted", strategy, attack, seed)), by.get(("scores", name, attack, seed))
-    if model is None or (name != "none" and (guard is None or "error" in guard)):
-        return None
-    right, hit = array(model["right"]), array(model["hit"])
-    if name != "none":
-        flags = guard["rates"][str(RATES[-1])]
-        pairs = [(right, array(flags["clean"])), (hit, array(flags["triggered"]))]
-        # a slow detector may have been asked about fewer rows: the first
-        right, hit = (rows[: len(flag)] & ~flag for rows, flag in pairs)
-    return float(right.mean()), float(hit.mean())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -298,9 +234,10 @@ def main() -> None:
     runs.add_argument("--learning-rate", type=float, default=2e-3, help="of the adapters")
     runs.add_argument("--test-rows", type=int, help="measure on the first rows only")
     runs.set_defaults(verb=run)
-    renders = verbs.add_parser("render")
-    renders.add_argument("--output", type=Path, required=True)
-    renders.set_defaults(verb=render)
+    for name, printed in (("render", render), ("summary", summary)):
+        shows = verbs.add_parser(name)
+        shows.add_argument("--output", type=Path, required=True)
+        shows.set_defaults(verb=lambda args, printed=printed: printed(args.output, VICTIMS))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     args = parser.parse_args()
     args.verb(args)
