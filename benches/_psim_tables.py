@@ -64,10 +64,10 @@ def summary(folder: Path, attacks: Sequence[str]) -> None:
     by, seeds, _ = read(folder)
     print(f"| attack | floor | ASR | {' | '.join(SUMMARIZED)} |\n|---|---|---|{'---|' * len(SUMMARIZED)}")
     for attack in attacks:
-        floors = [by[key] for seed in seeds if (key := ("floor", "clean", attack, seed)) in by]
-        if not floors:
+        if not any(key[2] == attack for key in by):
             continue
-        columns = [f"{np.mean([array(c['hit']).mean() for c in floors]):.3f}"]
+        floors = [by[key] for seed in seeds if (key := ("floor", "clean", attack, seed)) in by]
+        columns = [f"{np.mean([array(c['hit']).mean() for c in floors]):.3f}" if floors else ""]
         for name in ("none", *SUMMARIZED):
             rates = [
                 np.mean([asr for _, asr in found])
@@ -82,7 +82,8 @@ def summary(folder: Path, attacks: Sequence[str]) -> None:
             if name == "none":
                 columns.append(f"{min(rates):.3f} to {max(rates):.3f}" if rates else "")
             else:
-                columns.append(f"{np.mean(areas):.3f}, {max(rates):.3f}" if areas and rates else "")
+                numbers = [np.mean(areas)] if areas else []
+                columns.append(", ".join(f"{number:.3f}" for number in (*numbers, *sorted(rates)[-1:])))
         print(f"| {attack} | {' | '.join(columns)} |")
 
 
