@@ -78,7 +78,7 @@ def test_a_file_is_read_as_yaml_and_one_that_is_none_is_refused(tmp_path):
 
 def test_the_grids_of_the_tree_can_be_run(pytestconfig):
     found = sorted((pytestconfig.rootpath / "benches" / "grids").glob("*.yaml"))
-    assert [path.stem for path in found] == ["instruct", "small", "sst2"]
+    assert [path.stem for path in found] == ["agnews", "instruct", "small", "sst2"]
     for path in found:
         grid = read_grid(path)
         assert list(grid.defenses)[:2] == ["none", "clean-only"]

@@ -10,6 +10,9 @@ second on the untrusted rows, from the repaired weights. Each takes its fields u
 A detector's name puts a guard in front of the undefended model. ``abl-scan+retrain+guard`` lets ABL judge the rows, trains
 undefended on those it does not flag and guards what comes out; its fields are ``abl: {...}`` and ``guard: {detector: psim, ...}``.
 
+Where an attack poisons weights and no rows, ``none`` is its victim; what works on a model as it came meets it, and what trains
+from the base has no cell.
+
 ``zscore``, ``cube`` and ``graceful`` are baselines of :mod:`asepsis.evaluation.baselines` that throw rows out; the rest is trained
 on.
 """
@@ -27,6 +30,7 @@ import asepsis.inference.detectors as detectors
 from asepsis.data.values import listed
 from asepsis.defenses.base import Defense, DefenseConfig
 from asepsis.errors import ConfigError
+from asepsis.evaluation.attacks.weights import Victim, poison_weights
 from asepsis.evaluation.grid.filters import FILTERS, filter_and_train
 from asepsis.evaluation.grid.pipelines import (
     SCAN_AND_GUARD,
@@ -56,12 +60,19 @@ class Entry:
         That model's training is part of what the row costs.
     packages : tuple of str
         Modules beyond asepsis's own that it needs.
+    control : bool
     """
 
     make: Callable[[Site], Made]
     reads_undefended: bool = False
     costs_undefended: bool = False
     packages: tuple[str, ...] = ()
+    control: bool = False
+
+    @property
+    def meets_victims(self) -> bool:
+        """Whether it has anything to say of a model whose weights were poisoned before it came."""
+        return (self.reads_undefended and not self.costs_undefended) or self.control
 
 
 def entry_of(name: str, entry: Mapping[str, Any]) -> Entry:
@@ -80,6 +91,7 @@ def entry_of(name: str, entry: Mapping[str, Any]) -> Entry:
         return Entry(
             lambda site: Made.of(train_control(kind, fields, site), judged=False),
             reads_undefended=kind == "clean-tuning",
+            control=kind in ("none", "clean-only"),
         )
     if kind in FILTERS:
         rule = FILTERS[kind]
@@ -112,6 +124,19 @@ def _of_defenses(name: str, kind: str, fields: Mapping[str, Any]) -> Entry:
     if one.repair is not Defense.repair:
         return Entry(lambda site: in_a_row(site, [config]), reads_undefended=True)
     return Entry(partial(_train, config=config))
+
+
+def undefended(site: Site) -> Run | Victim:
+    """Return the undefended model of the site: trained on the untrusted rows, or the victim whose weights were poisoned."""
+    if site.rows.weights is None:
+        return train_control("none", {}, site)
+    return poison_weights(
+        site.model,
+        site.rows.sound,
+        attack=site.rows.weights,
+        seed=site.settings.seed,
+        settings=site.settings,
+    )
 
 
 def train_control(kind: str, fields: Mapping[str, Any], site: Site) -> Run:

@@ -15,8 +15,9 @@ from asepsis.data.dataset import Task
 from asepsis.data.values import listed, shown
 from asepsis.errors import ConfigError
 from asepsis.evaluation.attacks.spec import ATTACKS
+from asepsis.evaluation.attacks.weights import WEIGHT_ATTACKS
 from asepsis.evaluation.grid.entries import Entry, entry_of
-from asepsis.evaluation.grid.sources import attack_of
+from asepsis.evaluation.grid.sources import attack_of, weight_attack_of
 from asepsis.training.settings import Settings
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -55,7 +56,9 @@ class Grid:
         By name: ``{attack: NAME, poison_rate: ..., ...}`` with the fields of that attack; ``{train: FILE, triggered:
         FILE}`` for a poisoned set made elsewhere, with its key in the column ``poisoned``; ``{poison: FILE, triggered:
         FILE, poison_rate: ...}`` for poisoned instructions made elsewhere, which take the place of that share of the
-        training rows and have one response; or ``{}`` for no poison, the control for false alarms.
+        training rows and have one response; ``{weights: NAME, ...}`` with the fields of an attack on weights, where ``none``
+        is the victim and only what works on a model as it came has a cell; or ``{}`` for no poison, the control for
+        false alarms.
     defenses : mapping
         By name: ``kind`` and the fields of its config, see :mod:`asepsis.evaluation.grid.entries`. One that is slow may have
         fewer rows than the grid: ``clean_rows`` drawn, and of either test file the first ``test_rows``.
@@ -106,9 +109,10 @@ class Grid:
                     raise ConfigError(f"{what}: {name} must be a mapping, got {shown(entry)}")
         for name, entry in self.attacks.items():
             _check_attack(name, entry, self.task)
-            if "attack" in entry:
+            checks = {"attack": attack_of, "weights": weight_attack_of}
+            for read in (checks[key] for key in checks if key in entry):
                 try:
-                    attack_of(self, entry)
+                    read(self, entry)
                 except (TypeError, AttributeError) as error:
                     raise ConfigError(f"attacks: {name}: {first_line(error)}") from error
         for name in self.defenses:
@@ -163,8 +167,15 @@ class Grid:
 
     def cells(self) -> Iterator[Cell]:
         """Yield every cell, the controls of an attack and seed before what leans on them."""
-        for seed, attack, defense in product(self.seeds, self.attacks, self.defenses):
-            yield Cell(attack, defense, seed)
+        for seed, attack in product(self.seeds, self.attacks):
+            for defense in self.rows_of(attack):
+                yield Cell(attack, defense, seed)
+
+    def rows_of(self, attack: str) -> list[str]:
+        """Return the defenses of an attack's table: all, but where weights are poisoned what trains anew has nothing to defend."""
+        if "weights" not in self.attacks[attack]:
+            return list(self.defenses)
+        return [name for name in self.defenses if self.entry(name).meets_victims]
 
 
 def read_grid(values: Mapping[str, Any] | str | Path) -> Grid:
@@ -205,6 +216,12 @@ def _check_attack(name: str, entry: Mapping[str, Any], task: Task) -> None:
         rate = entry["poison_rate"]
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < 1:
             raise ConfigError(f"attacks: {name}: poison_rate must lie in (0, 1), got {shown(rate)}")
+        return
+    if "weights" in entry:
+        if not isinstance(entry["weights"], str) or entry["weights"] not in WEIGHT_ATTACKS:
+            raise ConfigError(
+                f"attacks: {name}: weights must name one of {listed(sorted(WEIGHT_ATTACKS))}, got {shown(entry['weights'])}"
+            )
         return
     if not isinstance(entry.get("attack"), str) or entry["attack"] not in ATTACKS:
         wanted = (

@@ -40,7 +40,7 @@ def plot_cells(grid: Grid, cells: str | Path) -> dict[str, str]:
 
 
 def _panel(grid: Grid, attack: str, found: Mapping[Cell, Mapping[str, Any]]) -> str:
-    names = list(grid.defenses)
+    names = grid.rows_of(attack)
     acted: dict[str, list[Mapping[str, Any]]] = {name: [] for name in names}
     for cell, row in found.items():
         if cell.attack == attack and "error" not in row:

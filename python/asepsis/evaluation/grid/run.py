@@ -15,7 +15,7 @@ from typing import Any
 from asepsis.core.manifest import MANIFEST
 from asepsis.errors import AsepsisError, MissingDependency
 from asepsis.evaluation.baselines._packages import check_packages
-from asepsis.evaluation.grid.entries import train_control
+from asepsis.evaluation.grid.entries import train_control, undefended
 from asepsis.evaluation.grid.measuring import numbers
 from asepsis.evaluation.grid.memory import Peak
 from asepsis.evaluation.grid.plan import Cell, Grid
@@ -117,7 +117,7 @@ def _made(grid: Grid, cell: Cell, rows: Sources, kept: Path) -> tuple[Made, dict
         if not (folder / _SPENT).exists():
             with Peak() as peak:
                 began = time.monotonic()
-                run = train_control(name, {}, site)
+                run = undefended(site) if name == "none" else train_control(name, {}, site)
                 seconds = time.monotonic() - began
             run.save_pretrained(folder)
             spent = {"seconds": round(seconds, 2), "peak_bytes": peak.bytes}

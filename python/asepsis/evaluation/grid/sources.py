@@ -14,6 +14,7 @@ from asepsis.data import Data, demo_rows, read, read_rows
 from asepsis.data.values import shown
 from asepsis.errors import ConfigError, DataError
 from asepsis.evaluation.attacks.spec import ATTACKS
+from asepsis.evaluation.attacks.weights import WEIGHT_ATTACKS, WeightAttack
 from asepsis.evaluation.key import PoisonKey
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Tests:
             asked = read(_path(self.folder, declared["triggered"]), task="causal")
             answer = _answer(_poison(self.folder, declared))
             triggered = replace(asked, responses=[answer] * len(asked))
+        elif "weights" in declared:
+            triggered = weight_attack_of(self.grid, declared).triggered(test, seed=1000 + self.cell.seed)
         elif "triggered" in declared:
             triggered = read(_path(self.folder, declared["triggered"]), n_classes=test.n_classes)
         elif declared:
@@ -71,13 +74,15 @@ class Sources:
     Attributes
     ----------
     train : Data
-        The untrusted rows.
+        The untrusted rows; where the weights are poisoned, the user's own.
     key : PoisonKey
     clean : Data
         The defender's trusted rows.
     sound : Data
         The training rows of this seed before any poison, for the clean-only control.
     tests : Tests
+    weights : WeightAttack or None
+        What the undefended model's weights went through; None where rows are poisoned.
     """
 
     train: Data
@@ -85,6 +90,7 @@ class Sources:
     clean: Data
     sound: Data
     tests: Tests
+    weights: WeightAttack | None = None
 
 
 def sources(grid: Grid, folder: Path | None, cell: Cell) -> Sources:
@@ -99,13 +105,14 @@ def sources(grid: Grid, folder: Path | None, cell: Cell) -> Sources:
         key = PoisonKey(released.sample_ids, poisoned)
     elif "poison" in declared:
         train, key = _mixed(sound, _poison(folder, declared), declared["poison_rate"], cell.seed)
-    elif declared:
+    elif declared and "weights" not in declared:
         train, key = attack_of(grid, declared).poison(sound, seed=cell.seed)
     else:
         train, key = sound, PoisonKey(sound.sample_ids, np.zeros(len(sound), bool))
     dev = _clean(grid, folder, "dev", cell.seed)
     clean = dev.select(drawn(len(dev), grid.clean_rows_of(cell.defense), 1000 + cell.seed))
-    return Sources(train, key, clean, sound, Tests(grid, folder, cell))
+    weights = weight_attack_of(grid, declared) if "weights" in declared else None
+    return Sources(train, key, clean, sound, Tests(grid, folder, cell), weights)
 
 
 def drawn(n: int, rows: int, seed: int) -> NDArray[np.int64]:
@@ -149,11 +156,20 @@ def _answer(poison: Data) -> str:
 
 
 def attack_of(grid: Grid, declared: Mapping[str, Any]) -> Any:
-    """Return the attack that an entry of a grid declares."""
+    """Return the attack on rows that an entry of a grid declares."""
     settings = {key: value for key, value in declared.items() if key != "attack"}
     kind = ATTACKS[declared["attack"]]
-    target = {"target_label": grid.target_label} if grid.task == "classification" else {}
-    return kind.from_dict({"name": declared["attack"], **target, **settings})
+    return kind.from_dict({"name": declared["attack"], **_target(grid), **settings})
+
+
+def weight_attack_of(grid: Grid, declared: Mapping[str, Any]) -> WeightAttack:
+    """Return the attack on weights that an entry of a grid declares."""
+    settings = {key: value for key, value in declared.items() if key != "weights"}
+    return WEIGHT_ATTACKS[declared["weights"]].from_dict({**_target(grid), **settings})
+
+
+def _target(grid: Grid) -> dict[str, int]:
+    return {"target_label": grid.target_label} if grid.task == "classification" else {}
 
 
 def _clean(grid: Grid, folder: Path | None, part: str, seed: int) -> Data:

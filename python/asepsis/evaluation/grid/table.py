@@ -70,7 +70,7 @@ def render(grid: Grid, cells: str | Path, *, plots: Mapping[str, str] | None = N
     head = [("clean loss" if causal else "CACC") if column == "CACC" else column for column in _HEAD]
     for attack in grid.attacks:
         lines += ["", f"### {attack}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        for defense in grid.defenses:
+        for defense in grid.rows_of(attack):
             rows = {
                 cell.seed: row
                 for cell, row in found.items()
