@@ -16,7 +16,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 @pytest.fixture
 def cells(tmp_path):
     def put(defense, attack, seed, accuracy, success):
-        row = {"defense": defense, "attack": attack, "seed": seed, "clean_accuracy": {"value": accuracy}}
+        row = {"defense": defense, "attack": attack, "seed": seed, "entry": {"kind": defense}}
+        row["clean_accuracy"] = {"value": accuracy}
         row["attack_success_rate"] = None if success is None else {"value": success}
         (tmp_path / f"{defense}--{attack}--seed{seed}.json").write_text(json.dumps(row))
 
@@ -25,6 +26,7 @@ def cells(tmp_path):
         put("clean-only", "badnets", seed, 0.9, 0.1)
     put("none", "clean", 0, 0.9, None)
     inert = {"defense": "zscore", "attack": "badnets", "seed": 0, "error": "DefenseInert: no"}
+    inert["entry"] = {"kind": "zscore", "bar": 2.0}
     (tmp_path / "zscore--badnets--seed0.json").write_text(json.dumps(inert))
     return tmp_path
 
@@ -51,7 +53,12 @@ def test_it_is_a_document_of_its_own_and_the_same_each_time(declare, cells):
 
 
 def test_a_causal_grid_draws_no_accuracy(declare_causal, tmp_path):
-    row = {"clean_accuracy": None, "clean_loss": 2.5, "attack_success_rate": {"value": 0.5}}
+    row = {
+        "entry": {"kind": "none"},
+        "clean_accuracy": None,
+        "clean_loss": 2.5,
+        "attack_success_rate": {"value": 0.5},
+    }
     (tmp_path / "none--refusal--seed0.json").write_text(json.dumps(row))
     plot = plot_cells(declare_causal(), tmp_path)["refusal"]
     assert ">ASR<" in plot and "CACC<" not in plot

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from asepsis.errors import ConfigError, DataError
+from asepsis.errors import CheckpointError, ConfigError, DataError
 from asepsis.evaluation.grid import Cell, render, run_grid
 from asepsis.evaluation.grid import run as running
 from asepsis.evaluation.grid.memory import Peak
@@ -82,6 +82,19 @@ def test_an_entry_with_fewer_rows_gets_the_first_and_the_page_says_so(declare, p
     assert cells["confidence"]["entry"] == {"kind": "confidence", **few}
     page = render(grid, tmp_path)
     assert "`confidence` has fewer rows than the others: 25 trusted rows, the first 7 of the clean" in page
+
+
+def test_a_cell_of_other_settings_is_not_taken_for_the_grids(declare, place, tmp_path):
+    clean = {"clean": {}}
+    run_grid(declare(defenses={"none": {}, "zscore": {"bar": 2.0}}, attacks=clean), tmp_path, data=place)
+    other = declare(defenses={"none": {}, "zscore": {"bar": 3.0}}, attacks=clean)
+    for read in (lambda: run_grid(other, tmp_path, data=place), lambda: render(other, tmp_path)):
+        with pytest.raises(
+            CheckpointError, match=r"zscore--clean--seed0.json was run as .*2\.0.* declares .*3\.0"
+        ):
+            read()
+    (tmp_path / "zscore--clean--seed0.json").unlink()
+    assert [path.name for path in run_grid(other, tmp_path, data=place)] == ["zscore--clean--seed0.json"]
 
 
 def test_the_tests_are_opened_once(declare, place):

@@ -145,6 +145,10 @@ class Grid:
         entry = self.defenses[name]
         return entry_of(name, {key: value for key, value in entry.items() if key not in _FEWER})
 
+    def declared(self, name: str) -> dict[str, Any]:
+        """Return an entry as a cell repeats it, its kind named."""
+        return {"kind": name, **self.defenses[name]}
+
     def fewer(self, name: str) -> dict[str, int]:
         """Return of which rows an entry has fewer than the grid, and how many."""
         entry = self.defenses[name]

@@ -21,6 +21,7 @@ from asepsis.evaluation.grid.memory import Peak
 from asepsis.evaluation.grid.plan import Cell, Grid
 from asepsis.evaluation.grid.site import Made, Site
 from asepsis.evaluation.grid.sources import Sources, sources
+from asepsis.evaluation.grid.table import read_cells
 from asepsis.training.checkpoint import versions, write_whole
 from asepsis.training.models import load_trained
 
@@ -63,11 +64,14 @@ def run_grid(
 
     Raises
     ------
+    CheckpointError
+        A cell that is there is none, or was run with other settings than the grid declares.
     MissingDependency
         A cell to be run needs a package that is not installed; nothing was run.
     """
     folder, written = Path(output), []
     folder.mkdir(parents=True, exist_ok=True)
+    read_cells(grid, folder)  # what is not to be mixed with this grid's stops it here, and not after hours
     kept = Path(models) if models is not None else folder / MODELS
     todo = []
     for cell in grid.cells():
@@ -94,7 +98,7 @@ def _measured(grid: Grid, cell: Cell, data: Path | None, kept: Path) -> dict[str
         "defense": cell.defense,
         "seed": cell.seed,
         "model": grid.model,
-        "entry": {"kind": cell.defense, **grid.defenses[cell.defense]},
+        "entry": grid.declared(cell.defense),
         "poisoned_rows": int(rows.key.for_ids(rows.train.sample_ids).sum()),
     }
     try:

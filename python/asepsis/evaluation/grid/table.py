@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asepsis.core.documents import read_json
+from asepsis.data.values import shown
 from asepsis.errors import CheckpointError
 from asepsis.evaluation.grid.plan import Cell, Grid
 from asepsis.evaluation.metrics import mean_interval
@@ -39,9 +40,22 @@ _CAUSAL_NOTE = (
 
 
 def read_cells(grid: Grid, cells: str | Path) -> dict[Cell, dict[str, Any]]:
-    """Return the cells of a grid that were run, in the grid's order."""
+    """Return the cells of a grid that were run, in the grid's order.
+
+    Raises
+    ------
+    CheckpointError
+        A file is no cell, or of an entry that is declared otherwise by now.
+    """
     paths = {cell: Path(cells) / cell.file for cell in grid.cells()}
-    return {cell: _cell(path) for cell, path in paths.items() if path.exists()}
+    found = {cell: _cell(path) for cell, path in paths.items() if path.exists()}
+    for cell, row in found.items():
+        if row.get("entry") != (declared := grid.declared(cell.defense)):
+            raise CheckpointError(
+                f"{paths[cell]} was run as {shown(row.get('entry'))}, and the grid declares {shown(declared)}; delete it, "
+                "and the cell is run again"
+            )
+    return found
 
 
 def render(grid: Grid, cells: str | Path, *, plots: Mapping[str, str] | None = None) -> str:
