@@ -30,7 +30,7 @@ def test_a_sound_grid_passes(copied, tmp_path, capsys):
 @pytest.mark.parametrize("name", SHOWN)
 def test_what_a_defense_said_is_shown_by_codes(name, copied, tmp_path, capsys):
     folder = copied("grid")
-    row = {"attack": "clean", "defense": "none", "seed": 0, "error": SHOWN[name]}
+    row = {"attack": "clean", "defense": "none", "seed": 0, "entry": {"kind": "none"}, "error": SHOWN[name]}
     (folder / CELL).write_text(json.dumps(row))
     assert knock(LINE, capsys, folder=folder, out=tmp_path / "out")[0] == 0
     page = (tmp_path / "out").read_text()

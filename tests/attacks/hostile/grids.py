@@ -17,6 +17,7 @@ SOUND_CELL = {
     "attack": "clean",
     "defense": "none",
     "seed": 0,
+    "entry": {"kind": "none"},
     "clean_accuracy": {"value": 0.9, "low": 0.8, "high": 1.0},
     "attack_success_rate": None,
     "detection": None,
@@ -113,6 +114,8 @@ cell("a cell whose share is infinite", {**SOUND_CELL, "attack_success_rate": {"v
 cell("a cell whose detection is a list", {**SOUND_CELL, "detection": [1]})
 cell("a cell whose detection is text", {**SOUND_CELL, "detection": {"auroc": "1"}})
 cell("a cell whose seconds are text", {**SOUND_CELL, "seconds": "1"})
+cell("a cell without settings", {key: SOUND_CELL[key] for key in SOUND_CELL if key != "entry"}, "was run as")
+cell("a cell of other settings", {**SOUND_CELL, "entry": {"kind": "\x1b[2J\n" * 10**5}}, "was run as")
 
 
 @CELLS.add("a cell of 33 MB", "more than")
