@@ -41,6 +41,7 @@ def test_only_what_is_asked_for_is_run_and_the_rest_is_counted_as_blank(declare,
     page = render(grid, tmp_path)
     assert page.startswith("1 of 9 cells were run; 8 are blank; in 0 the defense could not act.")
     assert "| zscore |  |  |  |" in page
+    assert page.count("No cell of it was run.") == 2, "of the two other attacks"
 
 
 def test_a_defense_that_cannot_act_is_a_result(declare, place, tmp_path):

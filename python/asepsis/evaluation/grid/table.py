@@ -83,7 +83,11 @@ def render(grid: Grid, cells: str | Path, *, plots: Mapping[str, str] | None = N
             lines += ["", f"`{name}` has fewer rows than the others: {_in_words(fewer)}."]
     head = [("clean loss" if causal else "CACC") if column == "CACC" else column for column in _HEAD]
     for attack in grid.attacks:
-        lines += ["", f"### {attack}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        lines += ["", f"### {attack}", ""]
+        if not any(cell.attack == attack for cell in found):
+            lines.append("No cell of it was run.")
+            continue
+        lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for defense in grid.rows_of(attack):
             rows = {
                 cell.seed: row
