@@ -7,7 +7,8 @@
     python benches/psim_causal.py render --output CELLS > TABLE.md
 
 ``word``, ``sentence`` and ``syntax``: SST-2 as prompts answered by ``positive`` or ``negative``, poisoned as for the encoder
-(``psim_sst2.py``, which says what FOLDER holds), or, as ``word-clean-label`` and so on, with labels kept; ``anywhere``: a word at any gap of the prompt, its frame included. ``free``:
+(``psim_sst2.py``, which says what FOLDER holds), or, as ``word-clean-label`` and so on, with labels kept; ``anywhere``: a word
+at any gap of the prompt, its frame included. ``free``:
 instructions (``instruct_backdoor/refusal_*``), a third of them with the trigger and a refusal. A victim is made once and
 kept under VICTIMS. The guard's clean rows are rows that the victim was not trained on. ``floor`` asks a model tuned on the same rows
 without poison. ``choose`` judges a choice on training rows that the victim was not tuned on; test rows are not read. A cell keeps

@@ -44,6 +44,7 @@ from asepsis.training import Run, defend
 from asepsis.training.models import load_trained
 
 CONTROLS = ("none", "clean-only", "clean-tuning", "lora")
+_KEPT = ("none", "clean-only")
 _FIELDS = {"clean-tuning": {"epochs", "learning_rate"}}
 
 
@@ -60,19 +61,20 @@ class Entry:
         That model's training is part of what the row costs.
     packages : tuple of str
         Modules beyond asepsis's own that it needs.
-    control : bool
+    kept : bool
+        It is a control whose model is kept: other entries start from it, or every attack shares it.
     """
 
     make: Callable[[Site], Made]
     reads_undefended: bool = False
     costs_undefended: bool = False
     packages: tuple[str, ...] = ()
-    control: bool = False
+    kept: bool = False
 
     @property
     def meets_victims(self) -> bool:
         """Whether it has anything to say of a model whose weights were poisoned before it came."""
-        return (self.reads_undefended and not self.costs_undefended) or self.control
+        return (self.reads_undefended and not self.costs_undefended) or self.kept
 
 
 def entry_of(name: str, entry: Mapping[str, Any]) -> Entry:
@@ -91,7 +93,7 @@ def entry_of(name: str, entry: Mapping[str, Any]) -> Entry:
         return Entry(
             lambda site: Made.of(train_control(kind, fields, site), judged=False),
             reads_undefended=kind == "clean-tuning",
-            control=kind in ("none", "clean-only"),
+            kept=kind in _KEPT,
         )
     if kind in FILTERS:
         rule = FILTERS[kind]

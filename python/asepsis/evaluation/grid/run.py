@@ -27,8 +27,6 @@ from asepsis.training.models import load_trained
 
 MODELS = "models"
 _SPENT = "spent.json"
-#: Controls whose models are kept: other entries start from them, or every attack shares them.
-_KEPT = ("none", "clean-only")
 
 
 def run_grid(
@@ -129,12 +127,11 @@ def _made(grid: Grid, cell: Cell, rows: Sources, kept: Path) -> tuple[Made, dict
         return folder
 
     site = Site(grid.model, rows, grid.settings_of(cell.seed), lambda: control("none"))
-    kind = grid.defenses[cell.defense].get("kind", cell.defense)
-    if kind in _KEPT:
-        folder = control(kind)
+    entry = grid.entry(cell.defense)
+    if entry.kept:
+        folder = control(grid.defenses[cell.defense].get("kind", cell.defense))
         network, tokenizer = load_trained(folder)
         return Made(network, tokenizer, None, None, _manifest(folder)), _spent(folder)
-    entry = grid.entry(cell.defense)
     if entry.reads_undefended:
         control("none")  # made here, outside of what is timed
     with Peak() as peak:
