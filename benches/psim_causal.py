@@ -47,7 +47,7 @@ from asepsis.inference.detectors import load
 from asepsis.inference.detectors.strip import StripConfig
 from asepsis.training.models import load_trained
 
-WORDS = (" negative", " positive")
+WORDS = ("  negative", "  positive")  # two spaces: so the victims of the kept cells were tuned
 PATTERNS = {"word": "badnets", "sentence": "addsent", "syntax": "syntactic"}
 KEPT = "-clean-label"  # labels kept: three quarters of the target class are triggered, as in psim_sst2.py
 CASES = (*PATTERNS, *(case + KEPT for case in PATTERNS), "anywhere", "free")

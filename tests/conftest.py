@@ -45,6 +45,25 @@ def nan_filled_empty() -> Iterator[None]:
 
 
 @pytest.fixture
+def letters() -> Any:
+    """A tokenizer to which every letter and every space is a token, and which loses none."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    known = [
+        "[PAD]",
+        "[EOS]",
+        "\u0120",
+        "\u010a",
+        *"abcdefghijklmnopqrstuvwxyz",
+    ]  # the two: a space, a line's end
+    tokenizer = Tokenizer(models.BPE(vocab={token: at for at, token in enumerate(known)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", eos_token="[EOS]")
+
+
+@pytest.fixture
 def model_folder(tmp_path: Path) -> Callable[..., Path]:
     """Write checkpoints made up of arrays: ``model_folder("name", {tensor: array}, tokens=[...])``."""
 

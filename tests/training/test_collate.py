@@ -62,6 +62,17 @@ def test_a_long_response_loses_its_end_and_keeps_one_prompt_token(words):
     assert response == ids(words, "word5 word6 word7")
 
 
+@pytest.mark.parametrize("prompt", ["is it", "is it ", "is it\n", ""])
+@pytest.mark.parametrize("response", ["good", " good", "\ngood", ""])
+def test_a_response_follows_after_one_space_unless_white_space_is_there(letters, prompt, response):
+    data = Data(task="causal", texts=[prompt], responses=[response])
+    head, tail = Collator(letters, data, max_length=32).encode_pair(prompt, response)
+    touching = prompt.endswith((" ", "\n")) or response.startswith((" ", "\n"))
+    read = [] if head == [letters.pad_token_id] else head
+    assert letters.decode([*read, *tail[:-1]]) == (prompt + response if touching else f"{prompt} {response}")
+    assert tail[-1] == letters.eos_token_id
+
+
 def test_an_empty_response_still_learns_the_end(words):
     data = Data(task="causal", texts=["word1 word2"], responses=[""])
     batch = Collator(words, data, max_length=8)([(0, False)])

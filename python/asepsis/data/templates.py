@@ -53,9 +53,10 @@ def render(
     Parameters
     ----------
     kind : {"instruction", "prompt", "messages"}
-        ``instruction,input,output`` through ``INSTRUCTION``; ``prompt,completion`` as they stand, or as a conversation where
-        both are lists of messages; ``messages``: the last assistant turn is the response, the turns before it are the
-        prompt, anything after it is left out.
+        ``instruction,input,output`` through ``INSTRUCTION``; ``prompt,completion`` as they stand (whoever trains puts a space
+        between them, unless one brings white space to the seam), or as a conversation where both are lists of messages;
+        ``messages``: the last assistant turn is the response, the turns before it are the prompt, anything after it is
+        left out.
     row : mapping
         The row.
     where : str

@@ -49,6 +49,11 @@ class Batch:
         return Batch(moved, *(t.to(device, non_blocking=True) for t in rest))
 
 
+def joined_to(prompt: str, response: str) -> str:
+    """Return a response as it follows its prompt: after one space, unless either brings white space to the seam."""
+    return response if prompt[-1:].isspace() or response[:1].isspace() else " " + response
+
+
 def joined(batch: Batch, other: Batch, *, pad_token_id: int) -> Batch:
     """Return both as one batch, ``other`` last, padded to the longer of the two."""
     padding = {"input_ids": pad_token_id}
@@ -155,9 +160,8 @@ class Collator:
 
     def encode_pair(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
         """Return token ids of a prompt and of its response with the end token, cut to ``max_length`` together."""
-        joint = "" if prompt[-1:].isspace() else " "
         head: list[int] = self.tokenizer(prompt).input_ids
-        tail: list[int] = self.tokenizer(joint + response, add_special_tokens=False).input_ids
+        tail: list[int] = self.tokenizer(joined_to(prompt, response), add_special_tokens=False).input_ids
         if self.tokenizer.eos_token_id is not None:
             if head and head[-1] == self.tokenizer.eos_token_id:
                 head = head[:-1]  # some tokenizers end every text; the prompt goes on here

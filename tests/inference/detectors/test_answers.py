@@ -108,6 +108,29 @@ def test_answers_are_told_apart_by_label_words():
             assert mean == pytest.approx(np.mean(alone), abs=1e-5)
 
 
+def test_a_label_word_that_brings_its_space_gets_no_other(letters):
+    model, _ = tiny_causal(0)
+    read = {}
+    for words in (("bad", "good"), (" bad", " good")):
+        answers = Answers(
+            model=model, tokenizer=letters, task="causal", label_words=words, max_length=32, batch_size=2
+        )
+        read[words] = [
+            answers.read(["is it", "was it"], lambda logits, at=at: logits[:, at]) for at in (0, 1)
+        ]
+    without, spaced = read.values()
+    assert np.array_equal(without, spaced)
+    with pytest.raises(ConfigError, match="told apart by their tokens"):
+        Answers(
+            model=model,
+            tokenizer=letters,
+            task="causal",
+            label_words=("good", " good"),
+            max_length=32,
+            batch_size=2,
+        )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

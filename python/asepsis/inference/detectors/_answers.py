@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from asepsis.data.dataset import Task
 from asepsis.errors import ConfigError, ModelError
 from asepsis.inference.detectors._checks import at_least
+from asepsis.training.collate import joined_to
 from asepsis.training.decode import judge_rows
 
 Reduce = Callable[[Tensor], Tensor]
@@ -99,8 +100,8 @@ class Answers:
                 "label_words are for causal LMs; a classifier has its classes: leave label_words empty"
             )
         if self.label_words:
-            for joint in ("", " "):
-                self._words(joint)
+            for end in ("", " "):
+                self._words(end)
 
     def limits(self) -> dict[str, int]:
         """Return ``max_length`` and ``batch_size``, JSON-ready."""
@@ -168,11 +169,10 @@ class Answers:
         """Return the mean log-probability of each word's tokens after each prompt [B, C]."""
         pad = pad_token(self.tokenizer)
         out = torch.empty(len(rows), len(self.label_words))
-        for joint in ("", " "):
-            # a response is joined as in training: by a space, unless the prompt ends in white space
-            at = [i for i, text in enumerate(texts) if text[-1:].isspace() == (joint == "")]
+        for end in ("", " "):  # a word's tokens depend on whether the prompt ends in white space
+            at = [i for i, text in enumerate(texts) if text[-1:].isspace() == (end == " ")]
             if at:
-                words = self._words(joint)
+                words = self._words(end)
                 # a word's tokens take positions too
                 room = max(1, self.max_length - max(map(len, words)) + 1)
                 prompts = [rows[i][-room:] or [pad] for i in at]
@@ -180,8 +180,9 @@ class Answers:
                 out[at] = torch.from_numpy(judged)
         return out
 
-    def _words(self, joint: str) -> list[list[int]]:
-        encoded = [self.tokenizer(joint + w, add_special_tokens=False).input_ids for w in self.label_words]
+    def _words(self, end: str) -> list[list[int]]:
+        after = [joined_to(end, word) for word in self.label_words]  # as in training
+        encoded = [self.tokenizer(word, add_special_tokens=False).input_ids for word in after]
         if len(self.label_words) < 2 or not all(encoded):
             raise ConfigError(
                 f"label_words must be two words or more, none of them empty, got {self.label_words!r}"
