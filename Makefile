@@ -53,8 +53,8 @@ bench-gpu:  ## measure the kernels on this machine's NVIDIA GPU, in 8 minutes; w
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benches.gpu
 
 bench-defenses-small: $(VENV)/.stamp-test  ## a small grid of defenses and attacks on packaged text; writes bench-out/
-	mkdir -p bench-out
-	HF_HUB_OFFLINE=1 $(BIN)/asepsis bench defenses benches/grids/small.yaml --output bench-out --table bench-out/README.md
+	rm -rf bench-out && mkdir bench-out
+	HF_HUB_OFFLINE=1 timeout 600 $(BIN)/asepsis bench defenses benches/grids/small.yaml --output bench-out --table bench-out/README.md
 	$(BIN)/python .ci/small_grid.py bench-out
 
 bench-native: $(VENV)/.stamp-bench  ## the Rust core beside numpy, torch, polars, pandas, numba and simsimd: goals and ratios

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hostile.grids import CELL, CELLS, GRIDS
+from hostile.grids import CELL, CELLS, GRIDS, SOUND_CELL
 from hostile.rows import SHOWN
 from test_rows import check_inert
 from test_weights import check_refused, knock
@@ -30,7 +30,7 @@ def test_a_sound_grid_passes(copied, tmp_path, capsys):
 @pytest.mark.parametrize("name", SHOWN)
 def test_what_a_defense_said_is_shown_by_codes(name, copied, tmp_path, capsys):
     folder = copied("grid")
-    row = {"attack": "clean", "defense": "none", "seed": 0, "entry": {"kind": "none"}, "error": SHOWN[name]}
+    row = {key: SOUND_CELL[key] for key in ("attack", "defense", "seed", "declared")} | {"error": SHOWN[name]}
     (folder / CELL).write_text(json.dumps(row))
     assert knock(LINE, capsys, folder=folder, out=tmp_path / "out")[0] == 0
     page = (tmp_path / "out").read_text()
@@ -59,7 +59,7 @@ def test_a_grid_reads_files_of_the_data_folder_only(name, tmp_path):
     grid = read_grid(
         {
             "model": "m",
-            "data": dict.fromkeys(("train", "dev", "test"), name),
+            "data": {"train": name, "dev": name, "test": "test.jsonl"},
             "attacks": {"clean": {}},
             "defenses": {"none": {}},
         }

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from asepsis.evaluation.grid import Cell, read_grid
 from hostile import Corpus
 
 GRIDS = Corpus("grids")
@@ -17,7 +18,7 @@ SOUND_CELL = {
     "attack": "clean",
     "defense": "none",
     "seed": 0,
-    "entry": {"kind": "none"},
+    "declared": read_grid(SOUND).declared(Cell("clean", "none", 0)),
     "clean_accuracy": {"value": 0.9, "low": 0.8, "high": 1.0},
     "attack_success_rate": None,
     "detection": None,
@@ -114,8 +115,13 @@ cell("a cell whose share is infinite", {**SOUND_CELL, "attack_success_rate": {"v
 cell("a cell whose detection is a list", {**SOUND_CELL, "detection": [1]})
 cell("a cell whose detection is text", {**SOUND_CELL, "detection": {"auroc": "1"}})
 cell("a cell whose seconds are text", {**SOUND_CELL, "seconds": "1"})
-cell("a cell without settings", {key: SOUND_CELL[key] for key in SOUND_CELL if key != "entry"}, "was run as")
-cell("a cell of other settings", {**SOUND_CELL, "entry": {"kind": "\x1b[2J\n" * 10**5}}, "was run as")
+_DECLARED = SOUND_CELL["declared"]
+cell("a cell without settings", {**SOUND_CELL, "declared": None}, "does not say")
+cell("a cell whose settings are a list", {**SOUND_CELL, "declared": [_DECLARED]}, "does not say")
+_OTHER = {"kind": "\x1b[2J\n" * 10**5}
+cell("a cell of other settings", {**SOUND_CELL, "declared": {**_DECLARED, "defense": _OTHER}}, "was run with")
+_MORE = {**_DECLARED, "\x1b[2J\n" * 10**5: 1}
+cell("a cell of more settings", {**SOUND_CELL, "declared": _MORE}, "was run with")
 
 
 @CELLS.add("a cell of 33 MB", "more than")

@@ -8,15 +8,18 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from asepsis.cli import main
-from asepsis.evaluation.grid import plot_cells, render
+from asepsis.evaluation.grid import Cell, plot_cells, render
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture
-def cells(tmp_path):
+def cells(tmp_path, declare):
+    grid = declare(seeds=[0, 1])
+
     def put(defense, attack, seed, accuracy, success):
-        row = {"defense": defense, "attack": attack, "seed": seed, "entry": {"kind": defense}}
+        declared = grid.declared(Cell(attack, defense, seed))
+        row = {"defense": defense, "attack": attack, "seed": seed, "declared": declared}
         row["clean_accuracy"] = {"value": accuracy}
         row["attack_success_rate"] = None if success is None else {"value": success}
         (tmp_path / f"{defense}--{attack}--seed{seed}.json").write_text(json.dumps(row))
@@ -26,7 +29,7 @@ def cells(tmp_path):
         put("clean-only", "badnets", seed, 0.9, 0.1)
     put("none", "clean", 0, 0.9, None)
     inert = {"defense": "zscore", "attack": "badnets", "seed": 0, "error": "DefenseInert: no"}
-    inert["entry"] = {"kind": "zscore", "bar": 2.0}
+    inert["declared"] = grid.declared(Cell("badnets", "zscore", 0))
     (tmp_path / "zscore--badnets--seed0.json").write_text(json.dumps(inert))
     return tmp_path
 
@@ -53,14 +56,15 @@ def test_it_is_a_document_of_its_own_and_the_same_each_time(declare, cells):
 
 
 def test_a_causal_grid_draws_no_accuracy(declare_causal, tmp_path):
+    grid = declare_causal()
     row = {
-        "entry": {"kind": "none"},
+        "declared": grid.declared(Cell("refusal", "none", 0)),
         "clean_accuracy": None,
         "clean_loss": 2.5,
         "attack_success_rate": {"value": 0.5},
     }
     (tmp_path / "none--refusal--seed0.json").write_text(json.dumps(row))
-    plot = plot_cells(declare_causal(), tmp_path)["refusal"]
+    plot = plot_cells(grid, tmp_path)["refusal"]
     assert ">ASR<" in plot and "CACC<" not in plot
 
 
@@ -69,11 +73,11 @@ def test_the_page_shows_the_plots_beside_it(declare, cells):
     assert page.count("![") == 1 and "](README-badnets.svg)" in page
 
 
-def test_the_command_writes_table_and_plots(cells, tmp_path, capsys):
+def test_the_command_writes_table_and_plots(declare, cells, tmp_path, capsys):
+    declared = vars(declare())
     grid = {
-        "model": "m",
-        "data": {"train": "a", "dev": "b", "test": "c"},
-        "attacks": {"badnets": {"attack": "badnets"}, "clean": {}},
+        **declared,
+        "attacks": {name: declared["attacks"][name] for name in ("badnets", "clean")},
         "defenses": {"none": {}, "clean-only": {}},
     }
     (tmp_path / "grid.yaml").write_text(json.dumps(grid))

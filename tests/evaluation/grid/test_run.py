@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from asepsis.errors import CheckpointError, ConfigError, DataError
+from asepsis.errors import CheckpointError, ConfigError, DataError, ModelError
 from asepsis.evaluation.grid import Cell, render, run_grid
 from asepsis.evaluation.grid import run as running
 from asepsis.evaluation.grid.memory import Peak
 from asepsis.evaluation.grid.sources import drawn, sources
+from asepsis.evaluation.grid.table import read_cells
 
 SETTINGS = {"max_steps": 3, "batch_size": 8, "device": "cpu", "precision": "fp32", "max_length": 32}
 
@@ -80,22 +81,67 @@ def test_an_entry_with_fewer_rows_gets_the_first_and_the_page_says_so(declare, p
     }
     assert cells["confidence"]["clean_accuracy"]["n"] == 7 < cells["none"]["clean_accuracy"]["n"]
     assert cells["confidence"]["run"]["data"]["rows"] == 25
-    assert cells["confidence"]["entry"] == {"kind": "confidence", **few}
+    assert cells["confidence"]["declared"]["defense"] == {"kind": "confidence", **few}
     page = render(grid, tmp_path)
     assert "`confidence` has fewer rows than the others: 25 trusted rows, the first 7 of the clean" in page
 
 
-def test_a_cell_of_other_settings_is_not_taken_for_the_grids(declare, place, tmp_path):
-    clean = {"clean": {}}
-    run_grid(declare(defenses={"none": {}, "zscore": {"bar": 2.0}}, attacks=clean), tmp_path, data=place)
-    other = declare(defenses={"none": {}, "zscore": {"bar": 3.0}}, attacks=clean)
+OTHERS = {
+    "defense": {"defenses": {"none": {}, "clean-only": {}, "zscore": {"bar": 3.0}}},
+    "attack": {"attacks": {"badnets": {"attack": "badnets", "poison_rate": 0.1}}},
+    "rows": {"rows": 40},
+    "clean_rows": {"clean_rows": 30},
+    "test_rows": {"test_rows": 5},
+    "settings": {"settings": {**SETTINGS, "max_steps": 2}},
+    "target_label": {"target_label": 0},
+    "data": {"data": {"train": "dev.jsonl", "dev": "train.jsonl", "test": "test.jsonl"}},
+    "model": {"model": "demo:encoder"},
+}
+
+
+@pytest.mark.parametrize("field", OTHERS)
+def test_a_cell_of_another_grid_is_not_taken_for_this_ones(field, declare, place, tmp_path):
+    badnets = {"attacks": {"badnets": {"attack": "badnets", "poison_rate": 0.2}}}
+    grid, other = declare(**badnets), declare(**{**badnets, **OTHERS[field]})
+    cell = Cell("badnets", "zscore", 0)
+    row = {"declared": grid.declared(cell), "error": "DefenseInert: no"}
+    (tmp_path / cell.file).write_text(json.dumps(row))
+    assert list(read_cells(grid, tmp_path)) == [cell]
     for read in (lambda: run_grid(other, tmp_path, data=place), lambda: render(other, tmp_path)):
         with pytest.raises(
-            CheckpointError, match=r"zscore--clean--seed0.json was run as .*2\.0.* declares .*3\.0"
+            CheckpointError, match=rf"zscore--badnets--seed0.json was run with '{field}' .* grid declares"
         ):
             read()
+
+
+def test_a_deleted_cell_is_run_again_and_more_attacks_and_seeds_leave_the_others(declare, place, tmp_path):
+    clean = {"clean": {}}
+    run_grid(declare(defenses={"none": {}, "zscore": {"bar": 2.0}}, attacks=clean), tmp_path, data=place)
     (tmp_path / "zscore--clean--seed0.json").unlink()
-    assert [path.name for path in run_grid(other, tmp_path, data=place)] == ["zscore--clean--seed0.json"]
+    other = declare(defenses={"none": {}, "zscore": {"bar": 3.0}}, attacks=clean, seeds=[0, 1])
+    written = [path.name for path in run_grid(other, tmp_path, data=place, seeds={0})]
+    assert written == ["zscore--clean--seed0.json"]
+
+
+def test_a_kept_model_of_another_grid_starts_nothing(declare, place, tmp_path):
+    models, entries = tmp_path / "models", {"none": {}, "clean-only": {}}
+    options = {"data": place, "models": models, "attacks": {"clean"}}
+    run_grid(declare(defenses=entries), tmp_path / "one", **options)
+    fewer = declare(defenses=entries, clean_rows=30)  # which neither has seen
+    assert len(run_grid(fewer, tmp_path / "two", **options)) == 2
+    for name in entries:
+        other = declare(defenses={name: {}}, rows=40)
+        with pytest.raises(CheckpointError, match=r"spent.json was run with 'rows' 48, .* declares 40"):
+            run_grid(other, tmp_path / "three", **options)
+
+
+def test_what_is_wrong_with_the_grid_is_no_result_of_a_defense(declare, place, tmp_path):
+    # the same mistake under a control, a training and a repair
+    for name in ("none", "clean-only", "abl", "epur"):
+        grid = declare(model=str(place / "nowhere"), defenses={name: {}}, attacks={"clean": {}})
+        with pytest.raises(ModelError):
+            run_grid(grid, tmp_path / "cells", data=place)
+    assert not list((tmp_path / "cells").glob("*.json"))
 
 
 def test_the_tests_are_opened_once(declare, place):
@@ -119,8 +165,44 @@ def test_training_reads_no_test_file(declare, place, tmp_path, monkeypatch):
 
     monkeypatch.setattr(running, "sources", watched)
     monkeypatch.setattr(running, "numbers", lambda *_, **__: {})
-    run_grid(declare(), tmp_path, data=place, attacks={"badnets"}, defenses={"none", "zscore"})
-    assert opened == []
+    entries = {
+        "none": {},
+        "clean-only": {},
+        "clean-tuning": {},
+        "zscore": {"bar": 2.0},
+        "abl": {},
+        "epur": {"top_k": 2},
+        "confidence": {},
+        "epur+musclelora": {"epur": {"top_k": 2}},
+    }
+    run_grid(declare(defenses=entries), tmp_path, data=place, attacks={"badnets"})
+    assert opened == [] and len(list(tmp_path.glob("*.json"))) == len(entries)
+
+
+def test_a_file_that_is_trained_on_is_no_test_file(declare):
+    files = {"train": "train.jsonl", "dev": "dev.jsonl", "test": "test.jsonl"}
+    for part in ("train", "dev"):
+        with pytest.raises(ConfigError, match=r"^data: './test\.jsonl' is a test file"):
+            declare(data={**files, "test": "./test.jsonl", part: "test.jsonl"})
+    with pytest.raises(ConfigError, match=r"^attacks: released: 'released\.jsonl' is a test file"):
+        declare(attacks={"released": {"train": "released.jsonl", "triggered": "released.jsonl"}})
+
+
+def test_no_trusted_row_is_a_training_row(declare, place, tmp_path):
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text((place / name).read_text())
+    seen = [json.loads(line) for line in (place / "train.jsonl").open()]
+    fresh = [json.loads(line) for line in (place / "dev.jsonl").open()][:30]
+    with (tmp_path / "dev.jsonl").open("w") as out:
+        for row in [*fresh, *seen]:
+            out.write(json.dumps({**row, "text": f" {row['text'].upper()}  "}) + "\n")
+    found = sources(declare(clean_rows=30), tmp_path, Cell("badnets", "none", 0))
+    trained = {" ".join(text.split()) for text in (*found.train.texts, *found.sound.texts)}
+    assert len(found.clean) == 30
+    assert not trained & {" ".join(text.split()).lower() for text in found.clean.texts}
+    # 60 training rows, 48 of them drawn: 12 of dev's are left beside its own 30
+    with pytest.raises(ConfigError, match=r"43 rows are to be drawn, and there are 42 of 90: the others are"):
+        sources(declare(clean_rows=43), tmp_path, Cell("badnets", "none", 0))
 
 
 def test_files_without_a_folder_and_too_few_rows_are_refused(declare, place):
@@ -134,16 +216,25 @@ def test_a_seed_draws_the_same_rows_again():
     assert drawn(50, 10, 3).tolist() == drawn(50, 10, 3).tolist() != drawn(50, 10, 4).tolist()
 
 
-def test_the_peak_holds_what_was_allocated_inside_and_not_before():
+def test_the_peak_is_of_the_work_inside_whatever_came_before():
     import numpy as np
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("measures the GPU here")
-    np.ones(40_000_000)  # 320 MB, gone again
-    with Peak() as small:
+
+    def work():
+        # 80 MB in pieces that the allocator would keep
+        return sum(float(np.ones(2500).sum()) for _ in range(2)) + len([np.ones(2500) for _ in range(4000)])
+
+    peaks = []
+    for _ in range(2):
+        with Peak() as peak:
+            work()
+        peaks.append(peak.bytes)
+        kept = [np.ones(2500) for _ in range(20_000)]  # 400 MB, gone again
+        del kept
+    assert all(70e6 < size < 110e6 for size in peaks), peaks
+    with Peak() as nothing:
         pass
-    with Peak() as large:
-        np.ones(20_000_000)
-    assert small.bytes is not None and large.bytes is not None
-    assert 100e6 < large.bytes - small.bytes < 250e6
+    assert nothing.bytes < 20e6

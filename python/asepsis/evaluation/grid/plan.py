@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 from asepsis.core.documents import read_yaml
@@ -23,6 +24,8 @@ from asepsis.training.settings import Settings
 _NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _FILES = ("train", "dev", "test")
 _FEWER = ("clean_rows", "test_rows")  # what a row of the table may have fewer of
+# what decides every cell of a grid
+_DECIDES = ("model", "task", "data", "target_label", "rows", "clean_rows", "test_rows", "settings")
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,13 @@ class Grid:
                     )
                 if not isinstance(entry, Mapping):
                     raise ConfigError(f"{what}: {name} must be a mapping, got {shown(entry)}")
+        files = {} if isinstance(self.data, str) else self.data
+        learned, tests = [files.get("train"), files.get("dev")], [files.get("test")]
+        _check_apart("data", learned, tests)
         for name, entry in self.attacks.items():
             _check_attack(name, entry, self.task)
+            poison = [entry.get("train"), entry.get("poison")]
+            _check_apart(f"attacks: {name}", [*learned, *poison], [*tests, entry.get("triggered")])
             checks = {"attack": attack_of, "weights": weight_attack_of}
             for read in (checks[key] for key in checks if key in entry):
                 try:
@@ -145,9 +153,14 @@ class Grid:
         entry = self.defenses[name]
         return entry_of(name, {key: value for key, value in entry.items() if key not in _FEWER})
 
-    def declared(self, name: str) -> dict[str, Any]:
-        """Return an entry as a cell repeats it, its kind named."""
-        return {"kind": name, **self.defenses[name]}
+    def declared(self, cell: Cell) -> dict[str, Any]:
+        """Return all that decides a cell but its seed, JSON-ready: a cell repeats it, and one of another grid shows."""
+        whole = {name: getattr(self, name) for name in _DECIDES}
+        entry = {"kind": cell.defense, **self.defenses.get(cell.defense, {})}
+        told: dict[str, Any] = json.loads(
+            json.dumps({**whole, "attack": self.attacks[cell.attack], "defense": entry}, default=dict)
+        )
+        return told
 
     def fewer(self, name: str) -> dict[str, int]:
         """Return of which rows an entry has fewer than the grid, and how many."""
@@ -238,6 +251,14 @@ def _check_attack(name: str, entry: Mapping[str, Any], task: Task) -> None:
         raise ConfigError(f"attacks: {name}: {entry['attack']} is no attack on {task} rows")
     if entry.get("payload") is not None:
         raise ConfigError(f"attacks: {name}: a grid measures one response; give target_response, no payload")
+
+
+def _check_apart(where: str, seen: Iterable[str | None], tests: Iterable[str | None]) -> None:
+    """A file that is trained on or chosen by is no test file."""
+    learned = {PurePosixPath(file) for file in seen if file}
+    for test in tests:
+        if test and PurePosixPath(test) in learned:
+            raise ConfigError(f"{where}: {shown(test)} is a test file, and rows of it would be trained on")
 
 
 def _names(value: Any, *fields: str) -> bool:

@@ -13,20 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from asepsis.core.manifest import MANIFEST
-from asepsis.errors import AsepsisError, MissingDependency
+from asepsis.errors import AccuracyLost, DataError, DefenseInert, MissingReference
 from asepsis.evaluation.baselines._packages import check_packages
-from asepsis.evaluation.grid.entries import train_control, undefended
+from asepsis.evaluation.grid.entries import Entry, train_control, undefended
 from asepsis.evaluation.grid.measuring import numbers
 from asepsis.evaluation.grid.memory import Peak
 from asepsis.evaluation.grid.plan import Cell, Grid
 from asepsis.evaluation.grid.site import Made, Site
-from asepsis.evaluation.grid.sources import Sources, sources
-from asepsis.evaluation.grid.table import read_cells
+from asepsis.evaluation.grid.sources import sources
+from asepsis.evaluation.grid.table import check_declared, read_cells
 from asepsis.training.checkpoint import versions, write_whole
 from asepsis.training.models import load_trained
 
 MODELS = "models"
 _SPENT = "spent.json"
+# a defense that says so of itself is a result: it is counted, and no blank. Anything else is wrong with the grid or the machine
+_CANNOT_ACT = (DefenseInert, AccuracyLost, MissingReference, DataError)
 
 
 def run_grid(
@@ -63,9 +65,11 @@ def run_grid(
     Raises
     ------
     CheckpointError
-        A cell that is there is none, or was run with other settings than the grid declares.
+        A cell that is there is none, or it or a kept model was made with other settings than the grid declares.
     MissingDependency
         A cell to be run needs a package that is not installed; nothing was run.
+    AsepsisError
+        A control failed, or a model, a setting or a file is wrong: that is no result of a defense.
     """
     folder, written = Path(output), []
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,72 +93,81 @@ def run_grid(
 
 
 def _measured(grid: Grid, cell: Cell, data: Path | None, kept: Path) -> dict[str, Any]:
-    rows = sources(grid, data, cell)
+    rows, entry = sources(grid, data, cell), grid.entry(cell.defense)
     settings = grid.settings_of(cell.seed)
+    site = Site(grid.model, rows, settings, lambda: _control(grid, cell, "none", site, kept))
     row: dict[str, Any] = {
         "attack": cell.attack,
         "defense": cell.defense,
         "seed": cell.seed,
         "model": grid.model,
-        "entry": grid.declared(cell.defense),
+        "declared": grid.declared(cell),
         "poisoned_rows": int(rows.key.for_ids(rows.train.sample_ids).sum()),
     }
-    try:
-        made, spent = _made(grid, cell, rows, kept)
-    except MissingDependency:
-        raise  # that is this machine's, and no result
-    except AsepsisError as error:
-        # a defense that cannot act is a result: it is counted, and no blank
-        return row | {"error": f"{type(error).__name__}: {error}", "versions": versions()}
+    if entry.kept:
+        folder = _control(grid, cell, row["declared"]["defense"]["kind"], site, kept)
+        made = Made(*load_trained(folder), None, None, _manifest(folder))
+        spent = _spent(folder)
+    else:
+        if entry.reads_undefended:
+            site.undefended()  # made outside of what is timed, and of what the defense answers for
+        try:
+            made, spent = _made(entry, site)
+        except _CANNOT_ACT as error:
+            return row | {"error": f"{type(error).__name__}: {error}", "versions": versions()}
     found = numbers(grid, rows, made, max_length=settings.max_length)
     told = _told(made.manifest, data, kept)
     return row | spent | found | {"run": told, "versions": versions()}
 
 
-def _made(grid: Grid, cell: Cell, rows: Sources, kept: Path) -> tuple[Made, dict[str, Any]]:
-    """Return what a cell's entry makes, and what that took; a control that was there before takes what it took then."""
-
-    def control(name: str) -> Path:
-        folder = kept / _kept_as(replace(cell, defense=name))
-        if not (folder / _SPENT).exists():
-            with Peak() as peak:
-                began = time.monotonic()
-                run = undefended(site) if name == "none" else train_control(name, {}, site)
-                seconds = time.monotonic() - began
-            run.save_pretrained(folder)
-            spent = {"seconds": round(seconds, 2), "peak_bytes": peak.bytes}
-            write_whole(folder / _SPENT, json.dumps(spent))  # last: a folder without it is made anew
-        return folder
-
-    site = Site(grid.model, rows, grid.settings_of(cell.seed), lambda: control("none"))
-    entry = grid.entry(cell.defense)
-    if entry.kept:
-        folder = control(grid.defenses[cell.defense].get("kind", cell.defense))
-        network, tokenizer = load_trained(folder)
-        return Made(network, tokenizer, None, None, _manifest(folder)), _spent(folder)
-    if entry.reads_undefended:
-        control("none")  # made here, outside of what is timed
+def _made(entry: Entry, site: Site) -> tuple[Made, dict[str, Any]]:
+    """Return what an entry makes, and what that took."""
     with Peak() as peak:
         began = time.monotonic()
         made = entry.make(site)
         seconds = time.monotonic() - began
     most = peak.bytes
     if entry.costs_undefended:
-        before = _spent(control("none"))
+        before = _spent(site.undefended())
         seconds += before["seconds"]
         most = None if most is None or before["peak_bytes"] is None else max(most, before["peak_bytes"])
     return made, {"seconds": round(seconds, 2), "peak_bytes": most}
 
 
-def _kept_as(cell: Cell) -> str:
-    """A model of the clean rows is the same under every attack."""
-    attack = "" if cell.defense == "clean-only" else f"--{cell.attack}"
-    return f"{cell.defense}{attack}--seed{cell.seed}"
+def _control(grid: Grid, cell: Cell, name: str, site: Site, kept: Path) -> Path:
+    """Return the folder of a control's model: made now, or before, and then it takes what it took then.
+
+    Raises
+    ------
+    CheckpointError
+        The folder holds the model of another grid.
+    """
+    declared, attack = grid.declared(replace(cell, defense=name)), f"--{cell.attack}"
+    del declared["defense"], declared["clean_rows"], declared["test_rows"]  # it saw none of these
+    if name == "clean-only":
+        del declared["attack"]  # a model of the clean rows is the same under every attack
+        attack = ""
+    folder = kept / f"{name}{attack}--seed{cell.seed}"
+    if (folder / _SPENT).exists():
+        check_declared(folder / _SPENT, _read(folder).get("declared"), declared)
+        return folder
+    with Peak() as peak:
+        began = time.monotonic()
+        run = undefended(site) if name == "none" else train_control(name, {}, site)
+        seconds = time.monotonic() - began
+    run.save_pretrained(folder)
+    spent = {"seconds": round(seconds, 2), "peak_bytes": peak.bytes, "declared": declared}
+    write_whole(folder / _SPENT, json.dumps(spent))  # last: a folder without it is made anew
+    return folder
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((folder / _SPENT).read_text("utf-8"))
+    return told
 
 
 def _spent(folder: Path) -> dict[str, Any]:
-    spent: dict[str, Any] = json.loads((folder / _SPENT).read_text("utf-8"))
-    return spent
+    return {key: value for key, value in _read(folder).items() if key != "declared"}
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -77,9 +77,10 @@ class Sources:
         The untrusted rows; where the weights are poisoned, the user's own.
     key : PoisonKey
     clean : Data
-        The defender's trusted rows.
+        The defender's trusted rows: none is a training row, with or without poison.
     sound : Data
-        The training rows of this seed before any poison, for the clean-only control.
+        As many rows without poison, for the clean-only control: the training rows before it, or, beside a poisoned set
+        made elsewhere, whose order is not that of ``train``, a draw of their own.
     tests : Tests
     weights : WeightAttack or None
         What the undefended model's weights went through; None where rows are poisoned.
@@ -110,22 +111,33 @@ def sources(grid: Grid, folder: Path | None, cell: Cell) -> Sources:
     else:
         train, key = sound, PoisonKey(sound.sample_ids, np.zeros(len(sound), bool))
     dev = _clean(grid, folder, "dev", cell.seed)
-    clean = dev.select(drawn(len(dev), grid.clean_rows_of(cell.defense), 1000 + cell.seed))
+    trained = {*map(_plain, train.texts), *map(_plain, sound.texts)}
+    fresh = np.array([_plain(text) not in trained for text in dev.texts])
+    clean = dev.select(drawn(len(dev), grid.clean_rows_of(cell.defense), 1000 + cell.seed, among=fresh))
     weights = weight_attack_of(grid, declared) if "weights" in declared else None
     return Sources(train, key, clean, sound, Tests(grid, folder, cell), weights)
 
 
-def drawn(n: int, rows: int, seed: int) -> NDArray[np.int64]:
-    """Return the positions that a seed draws, in order.
+def drawn(n: int, rows: int, seed: int, *, among: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    """Return the positions that a seed draws, in order; only such as ``among`` [n] allows.
 
     Raises
     ------
     ConfigError
         There are not as many.
     """
-    if rows > n:
-        raise ConfigError(f"{rows} rows are to be drawn, and there are {n}")
-    return np.sort(np.random.default_rng(seed).permutation(n)[:rows])
+    order = np.random.default_rng(seed).permutation(n)
+    if among is not None:
+        order = order[among[order]]
+    if rows > len(order):
+        others = "" if len(order) == n else f" of {n}: the others are training rows too"
+        raise ConfigError(f"{rows} rows are to be drawn, and there are {len(order)}{others}")
+    return np.sort(order[:rows])
+
+
+def _plain(text: str) -> str:
+    """A text as it is compared: two files may space the same sentence differently."""
+    return " ".join(text.split()).casefold()
 
 
 def _mixed(sound: Data, poison: Data, rate: float, seed: int) -> tuple[Data, PoisonKey]:

@@ -45,17 +45,25 @@ def read_cells(grid: Grid, cells: str | Path) -> dict[Cell, dict[str, Any]]:
     Raises
     ------
     CheckpointError
-        A file is no cell, or of an entry that is declared otherwise by now.
+        A file is no cell, or one of another grid: whatever decides it is declared otherwise by now.
     """
     paths = {cell: Path(cells) / cell.file for cell in grid.cells()}
     found = {cell: _cell(path) for cell, path in paths.items() if path.exists()}
     for cell, row in found.items():
-        if row.get("entry") != (declared := grid.declared(cell.defense)):
-            raise CheckpointError(
-                f"{paths[cell]} was run as {shown(row.get('entry'))}, and the grid declares {shown(declared)}; delete it, "
-                "and the cell is run again"
-            )
+        check_declared(paths[cell], row.get("declared"), grid.declared(cell))
     return found
+
+
+def check_declared(path: Path, told: Any, declared: Mapping[str, Any]) -> None:
+    """Raise when what a file says it was made with is not what the grid declares."""
+    if not isinstance(told, dict):
+        raise CheckpointError(f"{path} does not say what it was run with; delete it, and it is made again")
+    for key in [*declared, *(key for key in told if key not in declared)]:
+        if (was := told.get(key)) != (now := declared.get(key)):
+            raise CheckpointError(
+                f"{path} was run with {shown(key)} {shown(was)}, and the grid declares {shown(now)}; delete it, and it is "
+                "made again"
+            )
 
 
 def render(grid: Grid, cells: str | Path, *, plots: Mapping[str, str] | None = None) -> str:
