@@ -72,6 +72,37 @@ def test_every_kind_of_entry_has_its_numbers(declare_causal, instructed, tmp_pat
     assert f"| none | 1 | {loss:.3f} |  |" in page
 
 
+def test_every_defense_that_is_for_rows_with_labels_too_has_its_numbers(declare_causal, instructed, tmp_path):
+    mixing = {"reserve_ratio": 0.5, "mask_seeds": [0], "epochs": 1, "accuracy_drop": 0.9}
+    entries = {
+        "none": {},
+        "clean-tuning": {},
+        "abl": {},
+        "btu": {},
+        "musclelora": {"rank": 2},
+        "epur": {"top_k": 2},
+        "finemixing": mixing,
+        "epur+finemixing": {"epur": {"top_k": 2}, "finemixing": mixing},
+        "epur+musclelora": {"epur": {"top_k": 2}, "musclelora": {"rank": 2}},
+        "abl-scan+retrain+guard": {"guard": {"detector": "confidence"}},
+        "strip": {"n_copies": 3},
+        "onion": {},
+    }
+    grid = declare_causal(defenses=entries)
+    cells = {
+        path.name.split("--")[0]: json.loads(path.read_text())
+        for path in run_grid(grid, tmp_path, data=instructed)
+    }
+    assert {name: cell.get("error") for name, cell in cells.items()} == dict.fromkeys(entries)
+    assert all(cell["clean_loss"] > 0 and cell["attack_success_rate"]["n"] == 9 for cell in cells.values())
+
+
+def test_what_could_not_act_names_no_folder_of_this_machine(declare_causal, instructed, tmp_path):
+    (path,) = run_grid(declare_causal(defenses={"zscore": {}}), tmp_path, data=instructed)
+    said = json.loads(path.read_text())["error"]
+    assert said.startswith("DataError: train.jsonl: words are scored by the labels they go with")
+
+
 def test_behind_a_guard_a_flagged_prompt_is_no_success(declare_causal, instructed, tmp_path, monkeypatch):
     from asepsis.evaluation.grid import measuring
 

@@ -114,7 +114,8 @@ def _measured(grid: Grid, cell: Cell, data: Path | None, kept: Path) -> dict[str
         try:
             made, spent = _made(entry, site)
         except _CANNOT_ACT as error:
-            return row | {"error": f"{type(error).__name__}: {error}", "versions": versions()}
+            said = _told(f"{type(error).__name__}: {error}", data, kept)
+            return row | {"error": said, "versions": versions()}
     found = numbers(grid, rows, made, max_length=settings.max_length)
     told = _told(made.manifest, data, kept)
     return row | spent | found | {"run": told, "versions": versions()}
@@ -176,12 +177,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in said.items() if key != "files"}
 
 
-def _told(manifest: dict[str, Any], *folders: Path | None) -> dict[str, Any]:
-    """The manifest without the folders of this machine: a result is read elsewhere."""
-    text = json.dumps(manifest, default=str)
+def _told(said: Any, *folders: Path | None) -> Any:
+    """A manifest or a message without the folders of this machine: a result is read elsewhere."""
+    text = json.dumps(said, default=str)
     packages = Path(sysconfig.get_path("purelib"))  # of the demo's models
     for folder in (*folders, packages, Path(tempfile.gettempdir())):
         for written in () if folder is None else (str(folder.resolve()), str(folder)):
             text = text.replace(written.rstrip("/") + "/", "")
-    told: dict[str, Any] = json.loads(text)
-    return told
+    return json.loads(text)
