@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from psim_causal import LENGTH, PATTERNS, RATE, trusted, unseen, victim_of
+from psim_causal import KEPT, LENGTH, PATTERNS, RATE, trusted, unseen, victim_of
 from weights_sst2 import TARGET
 
 import asepsis
@@ -33,7 +33,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--victims", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--case", default="word", choices=list(PATTERNS))
+    parser.add_argument(
+        "--case", default="word", choices=[case + kept for kept in ("", KEPT) for case in PATTERNS]
+    )
     parser.add_argument("--seed", type=int, default=2, help="of the victim")
     parser.add_argument("--guard", type=int, default=10, help="of the module")
     parser.add_argument("--steps", type=int, default=40)
