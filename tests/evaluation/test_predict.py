@@ -126,4 +126,4 @@ def test_so_is_it_for_baselines_and_the_frequency_probe():
     probe = FrequencyProbe(model, tokenizer, rows, poisoned, max_length=512, sigmas=(1.0,))
     assert probe.observe(0).step == 0
     pairs = Data(task="causal", texts=["good movie " * 200], responses=["bad"])
-    assert len(low_frequencies(*tiny_causal(0), pairs, corner=2, max_length=512)) == 1
+    assert len(low_frequencies(*tiny_causal(0), pairs, max_length=512)) == 1

@@ -81,7 +81,7 @@ def test_cube_cannot_look_at_instructions_and_graceful_not_at_classes(declare, p
         ),
         ({"abl-scan+retrain+guard": {"guard": {"detector": "nosuch"}}}, "no detector 'nosuch'"),
         ({"cube": {"nosuch": 1}}, "CubeConfig has no field nosuch"),
-        ({"graceful": {"corner": 0}}, "corner must be at least 1"),
+        ({"graceful": {"share": 0.0}}, r"share must lie in \(0, 1\]"),
         ({"zscore": {"bar": "high"}}, "ZscoreConfig.bar must be float"),
     ],
 )

@@ -3,34 +3,40 @@
 Paper: "Gracefully Filtering Backdoor Samples for Generative Large Language Models without Retraining" (Wu, Cheng, Fang, Zhang,
 Liu, COLING 2025, arXiv 2412.02454).
 
-Certain: for each row the gradient of its loss by the output layer (``lm_head``) of the model as it comes, before any training; its
-two-dimensional discrete cosine transform, of which the low frequencies are kept; hierarchical clustering of the rows; the smaller
-cluster is thrown out and the model is trained on the rest.
+Certain (the authors' code): for each row the gradient of its loss by the output layer (``lm_head``) of the model as it comes, before
+any training; its two-dimensional discrete cosine transform, of which the lowest eighth in either direction is kept; 32 principal
+components; agglomerative clustering into two by cosine distance and average linkage; the smaller cluster is thrown out and the model
+is trained on the rest.
+
+Assumed: a row's loss is the mean over its response tokens, the transform is orthonormal, and an eighth is rounded down.
 
 How it is done here
 -------------------
 A row's gradient is ``G = E^T S``: the errors at its response tokens ``E [T, V]`` and the states that the output layer reads
-``S [T, H]``. The corner of its transform is ``(E C_V^T)^T (S C_H^T)`` with the first rows of two cosine matrices, so neither a
-gradient nor a vocabulary-sized transform is ever in memory. A test holds it to the transform of the whole gradient.
+``S [T, H]``. Its transform is that of ``E`` along the vocabulary, transposed, times that of ``S`` along the hidden state, so the
+block is a product of what is kept of the two: no gradient is ever in memory, and no cosine matrix, which for GPT-2 would be 1.3 GB.
+A test holds it to the transform of the whole gradient.
+
+What stays in memory is the block of every row, ``V H / 64`` numbers: 2.4 MB for GPT-2, 8 MB for a 7B model with 32,000 tokens. A
+smaller ``share`` is the way out where that is too much. The clustering takes a number for each pair of rows.
 
 Deviations
 ----------
-* *How much is kept* is a corner of fixed size, here 64 x 64, whatever the vocabulary.
-* *Every row's corner is scaled to length one*, so that a row is judged by the direction of its gradient: lengths follow the loss and
-  the number of tokens.
-* *Principal components, then Ward's linkage*: the paper's own numbers were not at hand.
 * *The gradient of the output layer alone*, where a model shares its matrix with the word embeddings too.
-* *A suspicion*, which the paper does not have: how much nearer a row is to the smaller cluster's center than to the larger's.
+* *A suspicion*, which the paper does not have: how much nearer a row is, on average, to the rows thrown out than to those kept.
+* *A row whose components are all zero* has no direction; it is at distance one from every other.
 
 When not to trust it
 --------------------
 Without poison it throws the smaller cluster out all the same: see the row of the clean control. Where rows come from two sources
 or in two languages, those are the clusters. Poison that answers in as many ways as clean rows do has no cluster.
+
+An eighth of a small output layer is little: of the tests' 70 x 32 it leaves 8 x 4 numbers, in which poison that half of the
+frequencies tell from clean rows is often lost. A larger ``share`` is there for such models.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,20 +61,21 @@ class GracefulConfig(DefenseConfig):
 
     Attributes
     ----------
-    corner : int
-        Frequencies kept along the vocabulary and along the hidden state.
+    share : float
+        Of the frequencies of either direction, what is kept from the lowest on.
     dimensions : int
         Principal components that are clustered.
     """
 
-    corner: int = 64
+    share: float = 1 / 8
     dimensions: int = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("corner", "dimensions"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"share must lie in (0, 1], got {self.share!r}")
+        if self.dimensions < 1:
+            raise ConfigError(f"dimensions must be at least 1, got {self.dimensions!r}")
 
 
 def by_gradients(
@@ -84,38 +91,56 @@ def by_gradients(
     Raises
     ------
     DataError
-        The rows have labels, or there are fewer than three.
+        The rows have labels, there are fewer than three, or their gradients are all the same.
+    MissingDependency
+        scikit-learn, or SciPy that comes with it, is not installed.
+    """
+    chosen = config or GracefulConfig()
+    _enough(len(data))  # said before the model has run
+    blocks = low_frequencies(model, tokenizer, data, share=chosen.share, max_length=max_length)
+    return by_blocks(blocks, chosen)
+
+
+def by_blocks(blocks: NDArray[np.float32], config: GracefulConfig | None = None) -> Found:
+    """Return what GraCeFul says of rows, from what :func:`low_frequencies` found, which is written over.
+
+    Raises
+    ------
+    DataError
+        There are fewer than three rows, or they are all the same.
     MissingDependency
         scikit-learn is not installed.
     """
     chosen = config or GracefulConfig()
-    if len(data) < 3:
-        raise DataError(f"GraCeFul needs at least 3 rows to cluster, got {len(data)}")
-    corners = low_frequencies(model, tokenizer, data, corner=chosen.corner, max_length=max_length)
-    rows = corners.reshape(len(data), -1).astype(np.float64)
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    _enough(len(blocks))
+    rows = blocks.reshape(len(blocks), -1)
+    high, low = rows.max(axis=0), rows.min(axis=0)
+    # clustered, rounding errors would have directions too
+    if (high - low).max() <= 1e-6 * max(high.max(), -low.min()):
+        raise DataError("GraCeFul needs gradients that differ, got the same for every row")
     least = min(chosen.dimensions, *rows.shape)
-    points = package("sklearn.decomposition").PCA(least, svd_solver="full").fit_transform(rows)
-    found = (
-        package("sklearn.cluster").AgglomerativeClustering(n_clusters=2, linkage="ward").fit_predict(points)
-    )
+    # in place: the rows are by far the largest thing here
+    points = package("sklearn.decomposition").PCA(least, copy=False, random_state=0).fit_transform(rows)
+    # scikit-learn clusters no zero by cosine, but measures one: at distance 1 from all
+    apart = package("sklearn.metrics.pairwise").cosine_distances(points)
+    cluster = package("sklearn.cluster").AgglomerativeClustering
+    found = cluster(n_clusters=2, metric="precomputed", linkage="average").fit_predict(apart)
     # where both are as large, the one with the first row is kept
     smaller = 1 - found[0] if (found == found[0]).sum() * 2 == len(found) else np.bincount(found).argmin()
     flags = found == smaller
-    inside, outside = points[flags].mean(axis=0), points[~flags].mean(axis=0)
-    suspicion = np.linalg.norm(points - outside, axis=1) - np.linalg.norm(points - inside, axis=1)
-    silhouette = float(package("sklearn.metrics").silhouette_score(points, found))
+    suspicion = (apart[:, ~flags].mean(axis=1) - apart[:, flags].mean(axis=1)).astype(np.float64)
+    silhouette = float(package("sklearn.metrics").silhouette_score(apart, found, metric="precomputed"))
     return Found(suspicion, flags, {"thrown_out": int(flags.sum()), "silhouette": silhouette})
 
 
 @torch.no_grad()
 def low_frequencies(
-    model: Any, tokenizer: Any, data: Data, *, corner: int, max_length: int = 256
+    model: Any, tokenizer: Any, data: Data, *, share: float = 1 / 8, max_length: int = 256
 ) -> NDArray[np.float32]:
-    """Return the low-frequency corner of each row's output-layer gradient, float32 [N, corner, corner].
+    """Return the low-frequency block of each row's output-layer gradient, float32 [N, share of V, share of H].
 
-    The gradient is that of the row's mean loss per response token, the transform is the orthonormal DCT-II in both directions. A
-    side shorter than ``corner`` is kept whole.
+    The gradient is that of the row's mean loss per response token, the transform is the orthonormal DCT-II in both directions. The
+    sides of the block are rounded down, to one at least.
     """
     if data.task != "causal":
         raise DataError(
@@ -125,8 +150,7 @@ def low_frequencies(
     device = next(model.parameters()).device
     collate = Collator(tokenizer, data, max_length=room(model, max_length))
     read: list[Tensor] = []
-    found: list[Tensor] = []
-    cosines: tuple[Tensor, Tensor] | None = None
+    found: NDArray[np.float32] | None = None
     was_training = model.training
     handle = head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     model.eval()
@@ -134,27 +158,30 @@ def low_frequencies(
         for row in range(len(data)):
             batch = collate([(row, False)]).to(device)
             read.clear()
-            logits = model(**batch.inputs).logits[0, -batch.labels.shape[1] : -1].float()
+            logits = model(**batch.inputs).logits[0, -batch.labels.shape[1] : -1]
             wanted = batch.labels[0, 1:]
             at = wanted != IGNORED
             states = read[-1][0, -batch.labels.shape[1] : -1][at].float()
-            errors = logits[at].softmax(dim=-1)
+            errors = logits[at].float().softmax(dim=-1)
             errors[torch.arange(len(errors), device=device), wanted[at]] -= 1
-            if cosines is None:
-                cosines = (
-                    _cosines(corner, errors.shape[1], device),
-                    _cosines(corner, states.shape[1], device),
-                )
-            found.append(((errors @ cosines[0].T).T @ (states @ cosines[1].T) / max(1, len(errors))).cpu())
+            block = _lowest(errors, share).T @ _lowest(states, share) / max(1, len(errors))
+            if found is None:
+                found = np.empty((len(data), *block.shape), np.float32)
+            found[row] = block
     finally:
         handle.remove()
         model.train(was_training)
-    return np.asarray(torch.stack(found).numpy())
+    if found is None:
+        raise DataError("GraCeFul needs rows, got none")
+    return found
 
 
-def _cosines(kept: int, n: int, device: torch.device) -> Tensor:
-    """Return the first rows of the orthonormal DCT-II matrix of size n, [min(kept, n), n]."""
-    rows = torch.arange(min(kept, n), dtype=torch.float64)[:, None]
-    matrix = torch.cos(math.pi / n * (torch.arange(n, dtype=torch.float64) + 0.5) * rows) * math.sqrt(2 / n)
-    matrix[0] /= math.sqrt(2)
-    return matrix.to(device, torch.float32)
+def _lowest(values: Tensor, share: float) -> NDArray[np.float32]:
+    """Return the low frequencies of each line of values."""
+    found = package("scipy.fft").dct(values.cpu().numpy(), norm="ortho", axis=-1, overwrite_x=True)
+    return np.asarray(found[:, : max(1, int(share * values.shape[1]))])
+
+
+def _enough(rows: int) -> None:
+    if rows < 3:
+        raise DataError(f"GraCeFul needs at least 3 rows to cluster, got {rows}")
