@@ -103,6 +103,8 @@ def test_a_given_threshold_is_measured_and_not_moved(victim, quick, rule, value)
         found.threshold.n == 60
         and found.threshold.low <= found.threshold.expected_fpr <= found.threshold.high
     )
+    with pytest.raises(ConfigError, match="follows no rate"):
+        found.at(0.05)
 
 
 def test_the_module_is_a_stock_peft_adapter(guard, victim, tmp_path):

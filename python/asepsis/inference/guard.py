@@ -16,7 +16,7 @@ from asepsis.core.fingerprint import weights_fingerprint
 from asepsis.core.foreign import foreign
 from asepsis.data import Data, read
 from asepsis.defenses.base import DefenseConfig
-from asepsis.errors import CheckpointError, DataError, MissingReference, ModelError
+from asepsis.errors import CheckpointError, ConfigError, DataError, MissingReference, ModelError
 from asepsis.inference.detectors import load
 from asepsis.inference.detectors.base import Detector
 from asepsis.inference.files import FILES, check_model, load_guard, save_guard, stored_threshold
@@ -237,7 +237,14 @@ class Guard:
         ------
         MissingReference
             They are too few for that rate.
+        ConfigError
+            The threshold is the method's own (``threshold="reference"`` or ``"normalized"``) and follows no rate.
         """
+        if self.threshold.target_fpr is None:
+            raise ConfigError(
+                f"the threshold {self.threshold.value:g} is the method's own and follows no rate; fit a guard with "
+                'threshold="conformal" to choose one'
+            )
         threshold = threshold_for(self.detector, self.calibration.scores, target_fpr, confidence)
         control, own = None, self.calibration.control
         if self._control is not None and own is not None:
