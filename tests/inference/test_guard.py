@@ -131,6 +131,23 @@ def test_a_guard_for_other_weights_is_refused(guard, victim, tmp_path):
     assert Guard.fits(folder, victim.model) and not Guard.fits(folder, other)
 
 
+def test_a_folder_is_named_by_its_whole_path_and_its_absence_advises_no_download(
+    victim, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(victim.folder.parent)
+    made = Guard.fit(victim.folder.name, victim.clean(99, 3), detector="confidence", max_length=16)
+    assert made.manifest["model"] == str(victim.folder)
+    folder = made.save_pretrained(tmp_path / "guard")
+    monkeypatch.chdir(tmp_path)
+    assert Guard.load(folder).threshold == made.threshold
+    for gone in ("tuned", str(tmp_path / "tuned")):  # a relative one comes from guards of earlier versions
+        made.manifest["model"] = gone
+        made.save_pretrained(folder)
+        with pytest.raises(ModelError, match=r"which is not here; .* give model=\.\.\. \(--model\)") as error:
+            Guard.load(folder)
+        assert "hf download" not in str(error.value)
+
+
 @pytest.mark.parametrize("damage", ["guard.json", "detector/adapter_model.safetensors"])
 def test_half_a_guard_is_refused(guard, tmp_path, damage):
     folder = guard.save_pretrained(tmp_path / "guard")

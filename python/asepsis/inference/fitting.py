@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from asepsis.defenses.base import DefenseConfig
 from asepsis.errors import ConfigError, ModelError
 from asepsis.inference.detectors import available, load
 from asepsis.inference.detectors.base import Detector
+from asepsis.training.loading import folder_of
 from asepsis.training.models import load_task
 
 
@@ -75,6 +77,23 @@ def prepared(
     own = copy.deepcopy(tokenizer)
     own.padding_side = "right"
     return network, own, rows
+
+
+def named(model: str | Path) -> str:
+    """Return what a guard calls its model: a folder by its whole path, to be found from elsewhere; other names as they are."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.is_dir() else str(model)
+
+
+def there(name: str) -> bool:
+    """Whether a model of that name is here: packaged, in its folder or in the hub's cache."""
+    if name.startswith("demo:"):
+        return True
+    try:
+        folder_of(name, from_file=True)
+    except ModelError:
+        return False
+    return True
 
 
 def parts(rows: Data, least: int, held: int, *, seed: int) -> tuple[Data, Data]:

@@ -20,7 +20,7 @@ from asepsis.errors import CheckpointError, ConfigError, DataError, MissingRefer
 from asepsis.inference.detectors import load
 from asepsis.inference.detectors.base import Detector
 from asepsis.inference.files import FILES, check_model, load_guard, save_guard, stored_threshold
-from asepsis.inference.fitting import chosen, lent, parts, prepared, threshold_for
+from asepsis.inference.fitting import chosen, lent, named, parts, prepared, there, threshold_for
 from asepsis.inference.pipeline import GuardedPipeline, Policy
 from asepsis.inference.report import Checked
 from asepsis.training.checkpoint import versions
@@ -188,7 +188,7 @@ class Guard:
         manifest = {
             "format": 1,
             "detector": fitted.name,
-            "model": str(model) if isinstance(model, (str, Path)) else getattr(network, "name_or_path", ""),
+            "model": named(model) if isinstance(model, (str, Path)) else getattr(network, "name_or_path", ""),
             "weights": weights_fingerprint(network),
             "task": rows.task,
             "n_classes": rows.n_classes,
@@ -305,10 +305,18 @@ class Guard:
         if model is None and not manifest["model"]:
             raise ModelError(f"{folder} does not say where its model is; give model=...")
         source = manifest["model"] if model is None else model
-        # who wrote the guard chose that name: nothing is fetched for it
-        network, tokenizer, _ = prepared(
-            source, processing_class, None, manifest=manifest, from_file=model is None
-        )
+        try:
+            # who wrote the guard chose that name: nothing is fetched for it
+            network, tokenizer, _ = prepared(
+                source, processing_class, None, manifest=manifest, from_file=model is None
+            )
+        except ModelError as error:
+            if model is not None or there(source):
+                raise
+            # nor is fetching it advised: a folder's name of one machine may be a stranger's repository on the hub
+            raise ModelError(
+                f"{folder} was fitted on {source}, which is not here; say where the model is: give model=... (--model)"
+            ) from error
         check_model(path, manifest, weights_fingerprint(network))
         with lent(network), foreign(f"{path} is broken", CheckpointError):
             detector = load(manifest["detector"]).load(path / FILES, saved["state"], network, tokenizer)
