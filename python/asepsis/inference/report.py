@@ -54,12 +54,12 @@ class Checked:
 
     @property
     def verdict(self) -> Literal["findings", "none"]:
-        """Whether more rows are flagged than clean rows would be, beyond three standard deviations of chance.
+        """Whether more rows are flagged than clean rows would be, see :func:`asepsis.core.conformal.exceeds`.
 
         ``"none"`` does not say that no row is triggered: every flagged row is worth a look.
         """
-        n, rate = len(self.data), self.threshold.target_fpr or self.threshold.expected_fpr
-        return "findings" if exceeds(int(self.flagged.sum()), n, rate) else "none"
+        found = exceeds(int(self.flagged.sum()), len(self.data), self.threshold)
+        return "findings" if found else "none"
 
     def split(self) -> tuple[Data | None, Data | None]:
         """Return the rows not flagged and the rows flagged, order kept; None for an empty part."""
