@@ -11,6 +11,7 @@ import torch
 
 import asepsis
 from asepsis.core.conformal import calibrate
+from asepsis.data import write_rows
 from asepsis.defenses.base import DefenseConfig
 from asepsis.errors import CheckpointError, ConfigError, DataError, MissingReference, ModelError
 from asepsis.inference.guard import Guard
@@ -43,6 +44,12 @@ def test_labels_of_what_is_checked_are_not_read(guard):
     other = tiny_rows(12, 3)
     other.labels[:] = 1 - other.labels
     assert guard.check(rows).suspicion.tolist() == guard.check(other).suspicion.tolist()
+
+
+def test_a_file_without_labels_is_judged(guard, tmp_path):
+    rows = tiny_rows(12, 3)
+    write_rows(tmp_path / "inputs.jsonl", [{"text": text} for text in rows.texts])
+    assert guard.check(tmp_path / "inputs.jsonl").suspicion.tolist() == guard.check(rows).suspicion.tolist()
 
 
 @pytest.mark.parametrize("wrong", [[1], [None], ["fine", b"bytes"]])

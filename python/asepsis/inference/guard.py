@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from asepsis.core.conformal import Threshold, calibrate, needed_rows
 from asepsis.core.fingerprint import weights_fingerprint
 from asepsis.core.foreign import foreign
-from asepsis.data import Data, read
+from asepsis.data import Data, read, read_inputs
 from asepsis.defenses.base import DefenseConfig
 from asepsis.errors import CheckpointError, ConfigError, DataError, MissingReference, ModelError
 from asepsis.inference.detectors import load
@@ -218,12 +218,15 @@ class Guard:
         found = [Finding(flagged, score, self.threshold.value) for score, flagged in pairs]
         return found[0] if isinstance(texts, str) else found
 
-    def check(self, data: Any, *, control: bool = False) -> Checked:
-        """Judge every row of a file or data set; labels and responses are not read.
+    def check(self, data: Any, *, control: bool = False, text_column: str = "text") -> Checked:
+        """Judge every row of a file or data set; labels and responses are not read and need not be there.
 
-        ``control`` says what the model's own confidence flags, too.
+        ``control`` says what the model's own confidence flags, too. Rows are read by :func:`asepsis.data.read_inputs`.
         """
-        rows = data if isinstance(data, Data) else read(data, task=self.manifest["task"])
+        rows = data
+        if not isinstance(data, Data):
+            task, n_classes = self.manifest["task"], self.manifest["n_classes"]
+            rows = read_inputs(data, task=task, n_classes=n_classes, text_column=text_column)
         scores = self._scored(self.detector, rows)
         beside = None
         if control and self._control is not None:
