@@ -72,6 +72,8 @@ def guard_check(
     )
     if (control := found.control_flagged) is not None:
         typer.echo(f"without it, the model's own confidence flags {int(control.sum())}")
+    if found.cut:
+        typer.echo(f"read in part only: {found.cut} of {len(rows)} rows; nothing is said of the rest of them")
     for row in found.flagged.nonzero()[0][:10].tolist():
         typer.echo(f"  row {row}  {found.suspicion[row]:.4f}  {visible(rows.texts[row], 60)}")
     wanted = {FailOn.more: found.verdict == "findings", FailOn.any: flagged > 0, FailOn.never: False}

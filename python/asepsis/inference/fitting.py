@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 from asepsis.core.conformal import Threshold, calibrate, measured
-from asepsis.data import Data
+from asepsis.data import Data, Task
 from asepsis.defenses.base import DefenseConfig
 from asepsis.errors import ConfigError, ModelError
 from asepsis.inference.detectors import available, load
 from asepsis.inference.detectors.base import Detector
 from asepsis.training.loading import folder_of
 from asepsis.training.models import load_task
+
+log = logging.getLogger("asepsis")
 
 
 @contextlib.contextmanager
@@ -104,6 +107,22 @@ def parts(rows: Data, least: int, held: int, *, seed: int) -> tuple[Data, Data]:
     cut = max(held, len(rows) // 2)
     cut = min(cut, len(rows) - least)
     return rows.select(np.sort(order[cut:])), rows.select(np.sort(order[:cut]))
+
+
+def tell_cut(cut: int, of: int, task: Task, what: str) -> bool:
+    """Warn of texts that a guard reads in part, and return whether there were any: a trigger in the rest goes unseen."""
+    if cut:
+        unseen = "end" if task == "classification" else "beginning"
+        log.warning(
+            "guard: %d of %d %s (%.1f %%) are longer than what the guard reads, and their %s is unseen, a trigger there "
+            "included; fit with a longer max_length (--max-length)",
+            cut,
+            of,
+            what,
+            100 * cut / of,
+            unseen,
+        )
+    return cut > 0
 
 
 def threshold_for(

@@ -20,7 +20,7 @@ from asepsis.errors import CheckpointError, ConfigError, DataError, MissingRefer
 from asepsis.inference.detectors import load
 from asepsis.inference.detectors.base import Detector
 from asepsis.inference.files import FILES, check_model, load_guard, save_guard, stored_threshold
-from asepsis.inference.fitting import chosen, lent, named, parts, prepared, there, threshold_for
+from asepsis.inference.fitting import chosen, lent, named, parts, prepared, tell_cut, there, threshold_for
 from asepsis.inference.pipeline import GuardedPipeline, Policy
 from asepsis.inference.report import Checked
 from asepsis.training.checkpoint import versions
@@ -42,11 +42,14 @@ class Finding:
         Higher is worse.
     threshold : float
         Flagged is what lies strictly above.
+    cut : bool
+        The text is longer than what the guard reads: nothing is said of the rest.
     """
 
     flagged: bool
     suspicion: float
     threshold: float
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Guard:
         self.threshold = threshold
         self.manifest = manifest
         self._control = control
+        self._told = False
         self._lock = threading.RLock()
 
     @property
@@ -148,7 +152,8 @@ class Guard:
         processing_class
             The tokenizer, where ``model`` is a module.
         seed, max_length, batch_size
-            Of everything drawn; tokens kept of each input, at most the model's positions; inputs per batch.
+            Of everything drawn; tokens kept of each input, at most the model's positions; inputs per batch. What of an input
+            lies beyond is unseen, and a warning says so: give as many as the guarded pipeline reads.
         progress : callable
             Called with ``(phase, done, of)``.
 
@@ -185,6 +190,7 @@ class Guard:
                 own = plain.scores(held)
                 control = (plain, calibrate(own, target_fpr, confidence=confidence))
             threshold = threshold_for(fitted, scores, target_fpr, confidence)
+            tell_cut(int(fitted.cut(rows).sum()), len(rows), rows.task, "clean rows")
         manifest = {
             "format": 1,
             "detector": fitted.name,
@@ -213,9 +219,12 @@ class Guard:
             raise DataError(f"a guard judges texts, got {type(wrong[0]).__name__}")
         if not several:
             return []
-        scores = self._scored(self.detector, self._rows(several))
-        pairs = zip(scores.tolist(), self.threshold.flags(scores).tolist(), strict=True)
-        found = [Finding(flagged, score, self.threshold.value) for score, flagged in pairs]
+        rows = self._rows(several)
+        scores, cut = self._scored(self.detector, rows), self._cut(rows)
+        if not self._told:  # once: a pipeline asks for every few inputs
+            self._told = tell_cut(int(cut.sum()), len(rows), rows.task, "inputs")
+        judged = zip(scores.tolist(), self.threshold.flags(scores).tolist(), cut.tolist(), strict=True)
+        found = [Finding(flagged, score, self.threshold.value, part) for score, flagged, part in judged]
         return found[0] if isinstance(texts, str) else found
 
     def check(self, data: Any, *, control: bool = False, text_column: str = "text") -> Checked:
@@ -231,7 +240,11 @@ class Guard:
         beside = None
         if control and self._control is not None:
             beside = self._scored(self._control[0], rows)
-        return Checked(rows, scores, self.threshold, self.detector.name, beside, self.control, self.manifest)
+        cut = int(self._cut(rows).sum())
+        tell_cut(cut, len(rows), self.manifest["task"], "inputs")
+        return Checked(
+            rows, scores, self.threshold, self.detector.name, beside, self.control, self.manifest, cut
+        )
 
     def at(self, target_fpr: float, *, confidence: float | None = None) -> Guard:
         """Return the same guard for another rate, from the scores of the rows it was calibrated on.
@@ -343,6 +356,10 @@ class Guard:
         if scores.shape != (len(rows),) or not np.isfinite(scores).all():
             raise DataError(f"{detector.name} could not score every row of {rows.source}")
         return scores
+
+    def _cut(self, rows: Data) -> NDArray[np.bool_]:
+        with self._lock:
+            return self.detector.cut(rows)
 
     def _rows(self, texts: list[str]) -> Data:
         if self.manifest["task"] == "classification":

@@ -30,6 +30,8 @@ class Checked:
         Its threshold.
     manifest : dict
         The guard's.
+    cut : int
+        Rows longer than what the guard reads: nothing is said of the rest of them.
     """
 
     data: Data
@@ -39,6 +41,7 @@ class Checked:
     control_suspicion: NDArray[np.float32] | None = None
     control: Threshold | None = None
     manifest: dict[str, Any] = field(default_factory=dict, repr=False)
+    cut: int = 0
 
     @cached_property
     def flagged(self) -> NDArray[np.bool_]:
@@ -78,6 +81,7 @@ class Checked:
             "n": len(self.data),
             "flagged": int(self.flagged.sum()),
             "control_flagged": None if control is None else int(control.sum()),
+            "cut": self.cut,
             "rows": [
                 {"row": row, "sample_id": i, "suspicion": s, "flagged": f}
                 for row, (i, s, f) in enumerate(rows)
