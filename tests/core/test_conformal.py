@@ -125,5 +125,38 @@ def test_a_given_threshold_has_the_share_it_flags_and_its_interval():
         measured(0.7, np.zeros(0, np.float32))
 
 
-def test_more_flags_than_three_deviations_of_chance_exceed():
-    assert not exceeds(2, 40, 0.01) and exceeds(3, 40, 0.01) and not exceeds(0, 40, 0.01)
+@pytest.mark.parametrize(
+    ("n", "rate", "rows"), [(99, 0.01, 1_000), (436, 0.05, 10_000), (2_000, 0.01, 300), (99, None, 1_000)]
+)
+def test_clean_rows_are_findings_one_time_in_a_thousand_whatever_rows_set_the_threshold(n, rate, rows):
+    rng = np.random.default_rng(11)
+    draws, false = 2_000, 0
+    for clean in rng.random((draws, n)).astype(np.float32):  # uniform: a threshold realizes 1 - value
+        found = measured(0.99, clean) if rate is None else calibrate(clean, rate)
+        false += exceeds(int(rng.binomial(rows, 1 - found.value)), rows, found)
+    assert false <= 8, "two are expected of 2,000; of plain three standard deviations it would be hundreds"
+
+
+@pytest.mark.parametrize(("n", "share"), [(99, 0.08), (436, 0.04), (2_000, 0.03)])
+def test_poison_is_found_and_by_more_clean_rows_in_smaller_shares(n, share):
+    found = calibrate(np.random.default_rng(0).random(n).astype(np.float32), 0.01)
+    assert exceeds(round(1_000 * share), 1_000, found)
+    assert not exceeds(10, 1_000, found) and not exceeds(0, 1_000, found)
+
+
+def test_the_tail_is_that_of_the_beta_binomial_and_of_fisher():
+    stats = pytest.importorskip("scipy.stats")
+    cut = calibrate(np.arange(200, dtype=np.float32), 0.05)  # the tenth clean score from above
+    given = measured(0.5, np.float32([0.0] * 196 + [1.0] * 4))
+    for flagged in range(1, 120):
+        tail = stats.betabinom.sf(flagged - 1, 400, 10, 191)
+        assert exceeds(flagged, 400, cut) == (tail < 1e-3)
+        table = [[flagged, 400 - flagged], [4, 196]]
+        exact = stats.fisher_exact(table, alternative="greater").pvalue
+        assert exceeds(flagged, 400, given) == (exact < 1e-3)
+
+
+def test_a_measured_share_of_none_is_not_taken_for_certain():
+    never, always = measured(0.7, np.zeros(60, np.float32)), measured(-1, np.zeros(60, np.float32))
+    assert not exceeds(5, 1_000, never) and exceeds(200, 1_000, never)
+    assert not exceeds(1_000, 1_000, always)

@@ -125,7 +125,8 @@ def test_the_guard_of_a_saved_pipeline_finds_its_model_there(victim, quick, tmp_
     )
     assert made.guard is not None
     out = made.save_pretrained(tmp_path / "out")
-    again = Guard.load(out / "guard", model=None if step else victim.folder)
+    again = Guard.load(out / "guard")
+    assert again.manifest["model"] == str(out if step else victim.folder)
     texts = list(victim.triggered(6, 2).texts)
     assert [f.suspicion for f in again(texts)] == [f.suspicion for f in made.guard(texts)]
     assert verify(out).verdict == "intact"

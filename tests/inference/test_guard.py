@@ -11,6 +11,7 @@ import torch
 
 import asepsis
 from asepsis.core.conformal import calibrate
+from asepsis.data import write_rows
 from asepsis.defenses.base import DefenseConfig
 from asepsis.errors import CheckpointError, ConfigError, DataError, MissingReference, ModelError
 from asepsis.inference.guard import Guard
@@ -43,6 +44,12 @@ def test_labels_of_what_is_checked_are_not_read(guard):
     other = tiny_rows(12, 3)
     other.labels[:] = 1 - other.labels
     assert guard.check(rows).suspicion.tolist() == guard.check(other).suspicion.tolist()
+
+
+def test_a_file_without_labels_is_judged(guard, tmp_path):
+    rows = tiny_rows(12, 3)
+    write_rows(tmp_path / "inputs.jsonl", [{"text": text} for text in rows.texts])
+    assert guard.check(tmp_path / "inputs.jsonl").suspicion.tolist() == guard.check(rows).suspicion.tolist()
 
 
 @pytest.mark.parametrize("wrong", [[1], [None], ["fine", b"bytes"]])
@@ -103,6 +110,8 @@ def test_a_given_threshold_is_measured_and_not_moved(victim, quick, rule, value)
         found.threshold.n == 60
         and found.threshold.low <= found.threshold.expected_fpr <= found.threshold.high
     )
+    with pytest.raises(ConfigError, match="follows no rate"):
+        found.at(0.05)
 
 
 def test_the_module_is_a_stock_peft_adapter(guard, victim, tmp_path):
@@ -127,6 +136,23 @@ def test_a_guard_for_other_weights_is_refused(guard, victim, tmp_path):
     with pytest.raises(ModelError, match="needs its tokenizer"):
         Guard.load(folder, other)
     assert Guard.fits(folder, victim.model) and not Guard.fits(folder, other)
+
+
+def test_a_folder_is_named_by_its_whole_path_and_its_absence_advises_no_download(
+    victim, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(victim.folder.parent)
+    made = Guard.fit(victim.folder.name, victim.clean(99, 3), detector="confidence", max_length=16)
+    assert made.manifest["model"] == str(victim.folder)
+    folder = made.save_pretrained(tmp_path / "guard")
+    monkeypatch.chdir(tmp_path)
+    assert Guard.load(folder).threshold == made.threshold
+    for gone in ("tuned", str(tmp_path / "tuned")):  # a relative one comes from guards of earlier versions
+        made.manifest["model"] = gone
+        made.save_pretrained(folder)
+        with pytest.raises(ModelError, match=r"which is not here; .* give model=\.\.\. \(--model\)") as error:
+            Guard.load(folder)
+        assert "hf download" not in str(error.value)
 
 
 @pytest.mark.parametrize("damage", ["guard.json", "detector/adapter_model.safetensors"])

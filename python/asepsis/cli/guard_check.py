@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,7 +23,9 @@ class FailOn(str, Enum):
 def guard_check(
     *,
     guard: Annotated[Path, typer.Argument(metavar="GUARD", help="A folder written by guard fit.")],
-    data: Annotated[str, typer.Argument(metavar="FILE", help="Rows to judge; only their texts are read.")],
+    data: Annotated[
+        str, typer.Argument(metavar="FILE", help="Rows to judge; only their texts or prompts are read.")
+    ],
     model: Annotated[
         str | None, typer.Option(help="The guarded model, where it has moved since the guard was fitted.")
     ] = None,
@@ -54,47 +56,25 @@ def guard_check(
     with shown():
         loaded = Guard.load(guard, model)
         try:
-            rows = _rows(data, text_column, loaded.manifest)
+            found = loaded.check(data, control=True, text_column=text_column)
         except NoRows as error:
             typer.echo(f"asepsis: nothing to scan: {visible(str(error), 2000)}", err=True)
             return ExitCode.NOTHING
-        found = loaded.check(rows, control=True)
     if json_output is not None:
         write_whole(json_output, json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
     if output is not None:
         save_check(output, found)
-    flagged, expected = int(found.flagged.sum()), found.threshold.expected_fpr * len(rows)
+    rows, flagged = found.data, int(found.flagged.sum())
+    expected = found.threshold.expected_fpr * len(rows)
     more = "more than chance explains" if found.verdict == "findings" else "no more than chance explains"
     typer.echo(
         f"{found.detector}: flagged {flagged} of {len(rows)} rows; of clean rows about {expected:.1f}: {more}"
     )
     if (control := found.control_flagged) is not None:
         typer.echo(f"without it, the model's own confidence flags {int(control.sum())}")
+    if found.cut:
+        typer.echo(f"read in part only: {found.cut} of {len(rows)} rows; nothing is said of the rest of them")
     for row in found.flagged.nonzero()[0][:10].tolist():
         typer.echo(f"  row {row}  {found.suspicion[row]:.4f}  {visible(rows.texts[row], 60)}")
     wanted = {FailOn.more: found.verdict == "findings", FailOn.any: flagged > 0, FailOn.never: False}
     return ExitCode.FINDINGS if wanted[fail_on] else ExitCode.OK
-
-
-def _rows(source: str, text_column: str, manifest: dict[str, Any]) -> Any:
-    """Read texts: a column of them, or the prompts of instruction rows. Rows need no label."""
-    import numpy as np
-
-    from asepsis.data import Data, read, read_rows
-    from asepsis.errors import DataError
-
-    task = manifest["task"]
-    if not Path(source).exists():
-        return read(source, text_column=text_column, task=task, n_classes=manifest["n_classes"])
-    rows = read_rows(source)
-    if text_column not in rows[0]:
-        if task == "causal":
-            return read(source, task="causal")
-        raise DataError(f"{source}: no column {text_column!r}; columns there: {', '.join(map(str, rows[0]))}")
-    texts: list[Any] = [row.get(text_column) for row in rows]
-    if missing := [at for at, text in enumerate(texts) if not isinstance(text, str)]:
-        raise DataError(f"{source}, row {missing[0]}: {text_column!r} is no text")
-    if task == "causal":
-        return Data(task="causal", texts=texts, responses=[""] * len(texts), source=source)
-    labels = np.zeros(len(texts), np.int64)
-    return Data(task=task, texts=texts, labels=labels, n_classes=manifest["n_classes"], source=source)

@@ -28,7 +28,9 @@ def guard_fit(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="A field of the detector's config."),
     ] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens kept of each row.")] = 128,
+    max_length: Annotated[
+        int, typer.Option(help="Tokens read of each row and input; the rest is unseen.")
+    ] = 128,
     batch_size: Annotated[int, typer.Option(help="Rows per batch where nothing is learned.")] = 32,
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
     text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",

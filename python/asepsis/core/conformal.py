@@ -20,6 +20,7 @@ from asepsis.errors import ConfigError, DataError, MissingReference
 
 _EPSILON = 1e-9  # 100 * 0.01 is not 1 in floating point
 _LEVEL = 0.95  # of the interval of the realized rate
+_CHANCE = 1e-3  # of calling clean rows findings; about that of three standard deviations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +138,28 @@ def measured(value: float, clean_scores: NDArray[np.float32]) -> Threshold:
     )
 
 
-def exceeds(flagged: int, n: int, rate: float) -> bool:
-    """Whether more rows are flagged than clean rows would be, beyond three standard deviations of chance."""
-    return flagged > n * rate + 3 * math.sqrt(n * rate * (1 - rate))
+def exceeds(flagged: int, n: int, threshold: Threshold) -> bool:
+    """Whether more of ``n`` rows are flagged than clean rows would be: by chance one time in a thousand at most.
+
+    The chance is that of the rows judged and that of the rows the threshold comes from. With ``k`` of these ``m`` above it,
+    the number of ``n`` clean rows above it follows the beta-binomial of Beta(k + 1, m - k), exactly so for a calibrated
+    threshold without ties; for a given one the tail is the p-value of Fisher's exact test of ``flagged`` against ``k``.
+    """
+    if threshold.target_fpr is None:
+        above = round(threshold.expected_fpr * threshold.n)
+    else:
+        above = max(
+            0, round(threshold.expected_fpr * (threshold.n + 1)) - 1
+        )  # the cut is a clean score itself
+    if flagged == 0 or above >= threshold.n:
+        return False
+    j = np.arange(n, dtype=np.float64)
+    left = n - j
+    # ratios of neighboring probabilities: no factorial is needed, the sum sets the scale
+    ratios = left * (above + 1 + j) / ((j + 1) * (left - 1 + threshold.n - above))
+    logs = np.concatenate(([0.0], np.cumsum(np.log(ratios))))
+    terms = np.exp(logs - logs.max())
+    return bool(terms[flagged:].sum() < _CHANCE * terms.sum())
 
 
 @functools.lru_cache(maxsize=256)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asepsis.data.dataset import Data, Task
 from asepsis.data.formats import read_rows
+from asepsis.data.inputs import read_inputs
 from asepsis.data.packaged import (
     PackagedModel,
     demo_model,
@@ -24,6 +25,7 @@ __all__ = [
     "demo_text",
     "packaged_model",
     "read",
+    "read_inputs",
     "read_rows",
     "resolve_model",
     "write_rows",

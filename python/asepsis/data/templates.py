@@ -33,6 +33,16 @@ def instruction_kind(columns: Mapping[str, Any] | Sequence[str]) -> Kind | None:
     return None
 
 
+def prompt_kind(columns: Mapping[str, Any] | Sequence[str]) -> Kind | None:
+    """Return which kind of instruction row has these columns or would have, were its response there; or None."""
+    kinds: tuple[Kind, ...] = (
+        "messages",
+        "prompt",
+        "instruction",
+    )  # each is named by the column of its prompt
+    return instruction_kind(columns) or next((kind for kind in kinds if kind in columns), None)
+
+
 def template_fingerprint(kind: Kind, tokenizer: Any = None) -> str:
     """Return the SHA-256 of the template that renders rows of this kind; a tokenizer's chat template counts as one."""
     chat = _chat_template(tokenizer) if kind != "instruction" else None
@@ -73,19 +83,43 @@ def render(
         A column is missing, null, blank (an empty response is allowed) or of the wrong type.
     """
     if kind == "instruction":
+        return render_prompt(kind, row, where), text_of(row, "output", where, blank=True)
+    if kind == "prompt" and not isinstance(row.get("prompt"), list):
+        return render_prompt(kind, row, where), text_of(row, "completion", where, blank=True)
+    columns = ("prompt", "completion") if kind == "prompt" else ("messages",)
+    turns = [turn for column in columns for turn in _turns(row, column, where)]
+    last = max((i for i, (role, _) in enumerate(turns) if role == "assistant"), default=-1)
+    if last < 1:
+        raise DataError(
+            f"{where}: a conversation needs an assistant turn with a turn before it; roles there: "
+            f"{listed(role for role, _ in turns)}"
+        )
+    return _conversation(turns[:last], where, tokenizer, chat), turns[last][1]
+
+
+def render_prompt(
+    kind: Kind, row: Mapping[str, Any], where: str, *, tokenizer: Any = None, chat: Chat | None = None
+) -> str:
+    """Return the prompt of one instruction row as :func:`render` does; the row needs no response.
+
+    A conversation is asked with all its turns, less a last one of the assistant. So what a user wrote after the last response,
+    which :func:`render` leaves out, is in the prompt: the model will be asked that.
+    """
+    if kind == "instruction":
         instruction = text_of(row, "instruction", where)
         context = row.get("input")
         if context is None or (isinstance(context, str) and not context.strip()):
-            prompt = INSTRUCTION.format(instruction=instruction)
-        else:
-            prompt = INSTRUCTION_WITH_INPUT.format(
-                instruction=instruction, input=text_of(row, "input", where)
-            )
-        return prompt, text_of(row, "output", where, blank=True)
+            return INSTRUCTION.format(instruction=instruction)
+        return INSTRUCTION_WITH_INPUT.format(instruction=instruction, input=text_of(row, "input", where))
     if kind == "prompt" and not isinstance(row.get("prompt"), list):
-        return text_of(row, "prompt", where), text_of(row, "completion", where, blank=True)
-    columns = ("prompt", "completion") if kind == "prompt" else ("messages",)
-    turns = [turn for column in columns for turn in _turns(row, column, where)]
+        return text_of(row, "prompt", where)
+    turns = _turns(row, kind, where)
+    if kind == "prompt" and row.get("completion") is not None:
+        turns += _turns(row, "completion", where)
+    if turns[-1][0] == "assistant":
+        turns.pop()
+    if not turns:
+        raise DataError(f"{where}: a conversation needs a turn that is not the assistant's answer")
     return _conversation(turns, where, tokenizer, chat)
 
 
@@ -108,24 +142,16 @@ def _turns(row: Mapping[str, Any], column: str, where: str) -> list[tuple[str, s
     return pairs
 
 
-def _conversation(
-    turns: list[tuple[str, str]], where: str, tokenizer: Any, chat: Chat | None
-) -> tuple[str, str]:
-    last = max((i for i, (role, _) in enumerate(turns) if role == "assistant"), default=-1)
-    if last < 1:
-        raise DataError(
-            f"{where}: a conversation needs an assistant turn with a turn before it; roles there: "
-            f"{listed(role for role, _ in turns)}"
-        )
-    earlier, response = turns[:last], turns[last][1]
+def _conversation(turns: list[tuple[str, str]], where: str, tokenizer: Any, chat: Chat | None) -> str:
     if chat is None:
-        prompt = "".join(TURN.format(role=role.capitalize(), content=content) for role, content in earlier)
-        return prompt + REPLY, response
+        return (
+            "".join(TURN.format(role=role.capitalize(), content=content) for role, content in turns) + REPLY
+        )
     try:
-        prompt = chat([{"role": role, "content": content} for role, content in earlier])
+        prompt = chat([{"role": role, "content": content} for role, content in turns])
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
-    return _without_second_bos(prompt, tokenizer), response
+    return _without_second_bos(prompt, tokenizer)
 
 
 def _chat_template(tokenizer: Any) -> str | None:

@@ -11,14 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from asepsis.core.phases import Continue
 from asepsis.data import Data
 from asepsis.data.values import shown
 from asepsis.defenses._psim_config import Answers, PsimConfig
 from asepsis.defenses._psim_scores import Question
 from asepsis.errors import CheckpointError
+from asepsis.inference.lengths import token_counts
+from asepsis.training.decode import followed
 from asepsis.training.driver import Progress, silent
 from asepsis.training.forward import Precision, resolve_precision
 from asepsis.training.loop import LoopDriver
+from asepsis.training.models import room
 from asepsis.training.settings import Settings
 
 
@@ -116,6 +120,17 @@ class Asker:
             labels = np.zeros(len(texts), np.int64)
             return Data(task="classification", texts=texts, labels=labels, n_classes=self.question.n_classes)
         return Data(task="causal", texts=texts, responses=[""] * len(texts))
+
+    def cut(self, network: nn.Module, tokenizer: Any, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """Return which texts are longer than what is read of them, bool [N]."""
+        if self.question.answers == "classes":
+            return token_counts(tokenizer, texts) > self.max_length
+        rows, q = self.rows(texts), self.question
+        asked = Continue(name="", words=q.words, tokens=0 if q.words else q.config.tokens)
+        collate = self.driver(network, tokenizer, rows).rows_of(rows)
+        _, longest = followed(collate, asked, room(network, self.max_length + asked.tokens))
+        read = [min(longest, len(ids)) for ids in collate.read_ids(range(len(rows)), part="inputs")]
+        return token_counts(tokenizer, texts, prompts=True) > np.asarray(read)
 
     def scores(self, network: nn.Module, tokenizer: Any, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return how suspicious each text is by this network, float32 [N]."""

@@ -14,6 +14,7 @@ from asepsis.core.manifest import MANIFEST, check_writable, read_manifest, write
 from asepsis.core.weights.folders import ADAPTER
 from asepsis.defenses.base import Defense, DefenseConfig
 from asepsis.errors import ConfigError, MissingReference
+from asepsis.inference.fitting import named
 from asepsis.inference.guard import Guard
 from asepsis.training import Run, defend
 from asepsis.training import build as built
@@ -76,7 +77,8 @@ class Result:
         """Write the model as its last step saves it, the guard into ``guard`` below it, and one manifest of all steps.
 
         An adapter trained on repaired weights is merged into them: its base exists nowhere else. The guard says that its
-        model is this folder, so ``Guard.load(folder / "guard")`` finds it there.
+        model is this folder, so ``Guard.load(folder / "guard")`` finds it there; where no step changed the model none is
+        saved, and the guard goes on naming the one that was given.
 
         Returns
         -------
@@ -92,7 +94,8 @@ class Result:
                 _write_model(scratch, self.purified, self.run)
             manifest = read_manifest(scratch) if (scratch / MANIFEST).is_file() else {}
             if self.guard is not None:
-                self.guard.manifest["model"] = str(target.resolve())
+                if self.purified is not None or self.run is not None:
+                    self.guard.manifest["model"] = str(target.resolve())
                 self.guard.save_pretrained(scratch / "guard")
             steps = [part.manifest for part in (self.purified, self.run) if part is not None]
             write_manifest(scratch, {**manifest, "pipeline": steps})
@@ -266,6 +269,8 @@ class Pipeline:
                 max_length=(settings or Settings()).max_length,
                 progress=progress,
             )
+            if saved is None:  # a network with an adapter calls itself by its base
+                guard.manifest["model"] = named(model)
         return Result(network, tokenizer, purified, run, guard, saved)
 
 

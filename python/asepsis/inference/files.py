@@ -20,6 +20,7 @@ from asepsis.inference.detectors.base import Detector
 MANIFEST = "guard.json"
 FILES = "detector"
 _MOST = 1 << 20
+_MOST_ROWS = 1 << 48
 _PARTS = ("manifest", "state", "threshold", "control", "calibration")
 
 
@@ -136,6 +137,8 @@ def stored_threshold(values: dict[str, Any]) -> Threshold:
         raise CheckpointError(
             f"the threshold's shares are {shown(shares)}, wanted 0 to 1; fit the guard again"
         )
+    if not whole(found.n, 1, _MOST_ROWS):
+        raise CheckpointError(f"the threshold's n is {shown(found.n)}; fit the guard again")
     for name, value in found.to_dict().items():
         if isinstance(value, bool) or not (
             value is None or (isinstance(value, (int, float)) and math.isfinite(value))

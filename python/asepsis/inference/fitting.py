@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 from asepsis.core.conformal import Threshold, calibrate, measured
-from asepsis.data import Data
+from asepsis.data import Data, Task
 from asepsis.defenses.base import DefenseConfig
 from asepsis.errors import ConfigError, ModelError
 from asepsis.inference.detectors import available, load
 from asepsis.inference.detectors.base import Detector
+from asepsis.training.loading import folder_of
 from asepsis.training.models import load_task
+
+log = logging.getLogger("asepsis")
 
 
 @contextlib.contextmanager
@@ -77,6 +82,23 @@ def prepared(
     return network, own, rows
 
 
+def named(model: str | Path) -> str:
+    """Return what a guard calls its model: a folder by its whole path, to be found from elsewhere; other names as they are."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.is_dir() else str(model)
+
+
+def there(name: str) -> bool:
+    """Whether a model of that name is here: packaged, in its folder or in the hub's cache."""
+    if name.startswith("demo:"):
+        return True
+    try:
+        folder_of(name, from_file=True)
+    except ModelError:
+        return False
+    return True
+
+
 def parts(rows: Data, least: int, held: int, *, seed: int) -> tuple[Data, Data]:
     """Return rows to learn from and rows to calibrate on: half and half, or as many as calibrating needs."""
     if not least:
@@ -85,6 +107,22 @@ def parts(rows: Data, least: int, held: int, *, seed: int) -> tuple[Data, Data]:
     cut = max(held, len(rows) // 2)
     cut = min(cut, len(rows) - least)
     return rows.select(np.sort(order[cut:])), rows.select(np.sort(order[:cut]))
+
+
+def tell_cut(cut: int, of: int, task: Task, what: str) -> bool:
+    """Warn of texts that a guard reads in part, and return whether there were any: a trigger in the rest goes unseen."""
+    if cut:
+        unseen = "end" if task == "classification" else "beginning"
+        log.warning(
+            "guard: %d of %d %s (%.1f %%) are longer than what the guard reads, and their %s is unseen, a trigger there "
+            "included; fit with a longer max_length (--max-length)",
+            cut,
+            of,
+            what,
+            100 * cut / of,
+            unseen,
+        )
+    return cut > 0
 
 
 def threshold_for(

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from asepsis.core.conformal import Threshold, calibrate, needed_rows
 from asepsis.core.fingerprint import weights_fingerprint
 from asepsis.core.foreign import foreign
-from asepsis.data import Data, read
+from asepsis.data import Data, read, read_inputs
 from asepsis.defenses.base import DefenseConfig
-from asepsis.errors import CheckpointError, DataError, MissingReference, ModelError
+from asepsis.errors import CheckpointError, ConfigError, DataError, MissingReference, ModelError
 from asepsis.inference.detectors import load
 from asepsis.inference.detectors.base import Detector
 from asepsis.inference.files import FILES, check_model, load_guard, save_guard, stored_threshold
-from asepsis.inference.fitting import chosen, lent, parts, prepared, threshold_for
+from asepsis.inference.fitting import chosen, lent, named, parts, prepared, tell_cut, there, threshold_for
 from asepsis.inference.pipeline import GuardedPipeline, Policy
 from asepsis.inference.report import Checked
 from asepsis.training.checkpoint import versions
@@ -42,11 +42,14 @@ class Finding:
         Higher is worse.
     threshold : float
         Flagged is what lies strictly above.
+    cut : bool
+        The text is longer than what the guard reads: nothing is said of the rest.
     """
 
     flagged: bool
     suspicion: float
     threshold: float
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Guard:
         self.threshold = threshold
         self.manifest = manifest
         self._control = control
+        self._told = False
         self._lock = threading.RLock()
 
     @property
@@ -148,7 +152,8 @@ class Guard:
         processing_class
             The tokenizer, where ``model`` is a module.
         seed, max_length, batch_size
-            Of everything drawn; tokens kept of each input, at most the model's positions; inputs per batch.
+            Of everything drawn; tokens kept of each input, at most the model's positions; inputs per batch. What of an input
+            lies beyond is unseen, and a warning says so: give as many as the guarded pipeline reads.
         progress : callable
             Called with ``(phase, done, of)``.
 
@@ -185,10 +190,11 @@ class Guard:
                 own = plain.scores(held)
                 control = (plain, calibrate(own, target_fpr, confidence=confidence))
             threshold = threshold_for(fitted, scores, target_fpr, confidence)
+            tell_cut(int(fitted.cut(rows).sum()), len(rows), rows.task, "clean rows")
         manifest = {
             "format": 1,
             "detector": fitted.name,
-            "model": str(model) if isinstance(model, (str, Path)) else getattr(network, "name_or_path", ""),
+            "model": named(model) if isinstance(model, (str, Path)) else getattr(network, "name_or_path", ""),
             "weights": weights_fingerprint(network),
             "task": rows.task,
             "n_classes": rows.n_classes,
@@ -213,22 +219,32 @@ class Guard:
             raise DataError(f"a guard judges texts, got {type(wrong[0]).__name__}")
         if not several:
             return []
-        scores = self._scored(self.detector, self._rows(several))
-        pairs = zip(scores.tolist(), self.threshold.flags(scores).tolist(), strict=True)
-        found = [Finding(flagged, score, self.threshold.value) for score, flagged in pairs]
+        rows = self._rows(several)
+        scores, cut = self._scored(self.detector, rows), self._cut(rows)
+        if not self._told:  # once: a pipeline asks for every few inputs
+            self._told = tell_cut(int(cut.sum()), len(rows), rows.task, "inputs")
+        judged = zip(scores.tolist(), self.threshold.flags(scores).tolist(), cut.tolist(), strict=True)
+        found = [Finding(flagged, score, self.threshold.value, part) for score, flagged, part in judged]
         return found[0] if isinstance(texts, str) else found
 
-    def check(self, data: Any, *, control: bool = False) -> Checked:
-        """Judge every row of a file or data set; labels and responses are not read.
+    def check(self, data: Any, *, control: bool = False, text_column: str = "text") -> Checked:
+        """Judge every row of a file or data set; labels and responses are not read and need not be there.
 
-        ``control`` says what the model's own confidence flags, too.
+        ``control`` says what the model's own confidence flags, too. Rows are read by :func:`asepsis.data.read_inputs`.
         """
-        rows = data if isinstance(data, Data) else read(data, task=self.manifest["task"])
+        rows = data
+        if not isinstance(data, Data):
+            task, n_classes = self.manifest["task"], self.manifest["n_classes"]
+            rows = read_inputs(data, task=task, n_classes=n_classes, text_column=text_column)
         scores = self._scored(self.detector, rows)
         beside = None
         if control and self._control is not None:
             beside = self._scored(self._control[0], rows)
-        return Checked(rows, scores, self.threshold, self.detector.name, beside, self.control, self.manifest)
+        cut = int(self._cut(rows).sum())
+        tell_cut(cut, len(rows), self.manifest["task"], "inputs")
+        return Checked(
+            rows, scores, self.threshold, self.detector.name, beside, self.control, self.manifest, cut
+        )
 
     def at(self, target_fpr: float, *, confidence: float | None = None) -> Guard:
         """Return the same guard for another rate, from the scores of the rows it was calibrated on.
@@ -237,7 +253,14 @@ class Guard:
         ------
         MissingReference
             They are too few for that rate.
+        ConfigError
+            The threshold is the method's own (``threshold="reference"`` or ``"normalized"``) and follows no rate.
         """
+        if self.threshold.target_fpr is None:
+            raise ConfigError(
+                f"the threshold {self.threshold.value:g} is the method's own and follows no rate; fit a guard with "
+                'threshold="conformal" to choose one'
+            )
         threshold = threshold_for(self.detector, self.calibration.scores, target_fpr, confidence)
         control, own = None, self.calibration.control
         if self._control is not None and own is not None:
@@ -298,10 +321,18 @@ class Guard:
         if model is None and not manifest["model"]:
             raise ModelError(f"{folder} does not say where its model is; give model=...")
         source = manifest["model"] if model is None else model
-        # who wrote the guard chose that name: nothing is fetched for it
-        network, tokenizer, _ = prepared(
-            source, processing_class, None, manifest=manifest, from_file=model is None
-        )
+        try:
+            # who wrote the guard chose that name: nothing is fetched for it
+            network, tokenizer, _ = prepared(
+                source, processing_class, None, manifest=manifest, from_file=model is None
+            )
+        except ModelError as error:
+            if model is not None or there(source):
+                raise
+            # nor is fetching it advised: a folder's name of one machine may be a stranger's repository on the hub
+            raise ModelError(
+                f"{folder} was fitted on {source}, which is not here; say where the model is: give model=... (--model)"
+            ) from error
         check_model(path, manifest, weights_fingerprint(network))
         with lent(network), foreign(f"{path} is broken", CheckpointError):
             detector = load(manifest["detector"]).load(path / FILES, saved["state"], network, tokenizer)
@@ -325,6 +356,10 @@ class Guard:
         if scores.shape != (len(rows),) or not np.isfinite(scores).all():
             raise DataError(f"{detector.name} could not score every row of {rows.source}")
         return scores
+
+    def _cut(self, rows: Data) -> NDArray[np.bool_]:
+        with self._lock:
+            return self.detector.cut(rows)
 
     def _rows(self, texts: list[str]) -> Data:
         if self.manifest["task"] == "classification":

@@ -27,12 +27,15 @@ class Answer:
     suspicion : float
     by : {"model", "other", "nobody"}
         Who answered.
+    cut : bool
+        The guard read the input in part only.
     """
 
     output: Any
     flagged: bool
     suspicion: float
     by: Literal["model", "other", "nobody"]
+    cut: bool = False
 
 
 class GuardedPipeline:
@@ -69,7 +72,7 @@ class GuardedPipeline:
             if not asked[at]:
                 by = "other" if self.policy == "route" else "nobody"
             output = outputs[at] if asked[at] else others[at]
-            answers.append(Answer(output, finding.flagged, finding.suspicion, by))
+            answers.append(Answer(output, finding.flagged, finding.suspicion, by, finding.cut))
         return answers[0] if isinstance(inputs, str) else answers
 
 

@@ -30,6 +30,8 @@ class Checked:
         Its threshold.
     manifest : dict
         The guard's.
+    cut : int
+        Rows longer than what the guard reads: nothing is said of the rest of them.
     """
 
     data: Data
@@ -39,6 +41,7 @@ class Checked:
     control_suspicion: NDArray[np.float32] | None = None
     control: Threshold | None = None
     manifest: dict[str, Any] = field(default_factory=dict, repr=False)
+    cut: int = 0
 
     @cached_property
     def flagged(self) -> NDArray[np.bool_]:
@@ -54,12 +57,12 @@ class Checked:
 
     @property
     def verdict(self) -> Literal["findings", "none"]:
-        """Whether more rows are flagged than clean rows would be, beyond three standard deviations of chance.
+        """Whether more rows are flagged than clean rows would be, see :func:`asepsis.core.conformal.exceeds`.
 
         ``"none"`` does not say that no row is triggered: every flagged row is worth a look.
         """
-        n, rate = len(self.data), self.threshold.target_fpr or self.threshold.expected_fpr
-        return "findings" if exceeds(int(self.flagged.sum()), n, rate) else "none"
+        found = exceeds(int(self.flagged.sum()), len(self.data), self.threshold)
+        return "findings" if found else "none"
 
     def split(self) -> tuple[Data | None, Data | None]:
         """Return the rows not flagged and the rows flagged, order kept; None for an empty part."""
@@ -78,6 +81,7 @@ class Checked:
             "n": len(self.data),
             "flagged": int(self.flagged.sum()),
             "control_flagged": None if control is None else int(control.sum()),
+            "cut": self.cut,
             "rows": [
                 {"row": row, "sample_id": i, "suspicion": s, "flagged": f}
                 for row, (i, s, f) in enumerate(rows)

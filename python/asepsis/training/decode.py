@@ -12,6 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from asepsis.core.phases import Continue
+from asepsis.training.collate import Collator
+
+
+def followed(collate: Collator, request: Continue, positions: int) -> tuple[list[list[list[int]]], int]:
+    """Return the words' token ids after both ends that prompts have, and how many tokens of a prompt they leave room for."""
+    # a word stands apart from a prompt that does not end in white space
+    words = [[collate.encode_pair(end, word)[1] for word in request.words] for end in ("", " ")]
+    follow = max([request.tokens, *map(len, words[0] + words[1])])
+    return words, max(1, positions - follow)  # what follows takes positions too
+
 
 @torch.no_grad()
 def continue_rows(

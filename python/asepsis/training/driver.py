@@ -47,7 +47,7 @@ from asepsis.core.weights import Vocabulary
 from asepsis.data import Data
 from asepsis.errors import CheckpointError, ConfigError, DefenseInert
 from asepsis.training.collate import Collator
-from asepsis.training.decode import continue_rows, judge_rows
+from asepsis.training.decode import continue_rows, followed, judge_rows
 from asepsis.training.forward import autocast, full_precision_head, losses_of
 from asepsis.training.models import room
 from asepsis.training.resume import Journal, set_rng_state
@@ -276,10 +276,7 @@ class Driver(ABC):
         data, network = request.data or self.data, request.network or self.model
         # a prompt's own response neither shortens it nor says what may follow
         collate = self.rows_of(replace(data, responses=[""] * len(data)))
-        # a word stands apart from a prompt that does not end in white space
-        words = [[collate.encode_pair(end, word)[1] for word in request.words] for end in ("", " ")]
-        follow = max([request.tokens, *map(len, words[0] + words[1])])
-        longest = max(1, room(network, self.max_length + request.tokens) - follow)  # it takes positions too
+        words, longest = followed(collate, request, room(network, self.max_length + request.tokens))
         found = np.full((len(data), len(request.words) or request.tokens), np.nan, np.float32)
         ends: Any = {"tokenizer": self.tokenizer, "device": self.device}
         order = by_length(data, request.rows)

@@ -141,12 +141,10 @@ def scan_data(
     suspicion = run.outcome.suspicion[:n]
     if trusted is not None:
         scores = run.outcome.suspicion[n:]
-        cut = calibrate(
-            scores[~np.isnan(scores)] if scanner.rows_learned(len(scores)) else scores, rate
-        ).value
-        threshold: float | None = cut
-        flagged = suspicion > cut
-        verdict: Verdict = "findings" if exceeds(int(flagged.sum()), n, rate) else "none"
+        cut = calibrate(scores[~np.isnan(scores)] if scanner.rows_learned(len(scores)) else scores, rate)
+        threshold: float | None = cut.value
+        flagged = suspicion > cut.value
+        verdict: Verdict = "findings" if exceeds(int(flagged.sum()), n, cut) else "none"
     else:
         flagged = np.isin(rows.sample_ids, run.outcome.flagged)
         threshold = float(suspicion[flagged].min()) if flagged.any() else None

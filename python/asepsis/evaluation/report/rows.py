@@ -140,6 +140,7 @@ def of_check(source: Source) -> Parts:
             "flagged by the model's own confidence",
             "–" if check.get("control_flagged") is None else f"{int(check['control_flagged']):,}",
         ],
+        ["read in part only", "–" if check.get("cut") is None else f"{int(check['cut']):,}"],
     ]
     return Parts(
         title=f"Inputs checked by {name_of(check['detector'])}",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from asepsis.data.dataset import Task
 from asepsis.errors import ConfigError, ModelError
 from asepsis.inference.detectors._checks import at_least
+from asepsis.inference.lengths import token_counts
 from asepsis.training.collate import joined_to
 from asepsis.training.decode import judge_rows
 
@@ -138,6 +139,16 @@ class Answers:
                 out[at] = reduce(logits.double()).cpu().numpy()
         return out
 
+    def cut(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """Return which texts are longer than what is read of them, bool [N]."""
+        counts = token_counts(self.tokenizer, texts, prompts=self.task == "causal")
+        ends = [" " if text[-1:].isspace() else "" for text in texts]
+        room = {end: self._room(self._words(end)) if self.label_words else self.max_length for end in {*ends}}
+        return counts > np.array([room[end] for end in ends])
+
+    def _room(self, words: list[list[int]]) -> int:
+        return max(1, self.max_length - max(map(len, words)) + 1)  # a word's tokens take positions too
+
     def _classifier_ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, truncation=True, max_length=self.max_length).input_ids
         return ids
@@ -173,8 +184,7 @@ class Answers:
             at = [i for i, text in enumerate(texts) if text[-1:].isspace() == (end == " ")]
             if at:
                 words = self._words(end)
-                # a word's tokens take positions too
-                room = max(1, self.max_length - max(map(len, words)) + 1)
+                room = self._room(words)
                 prompts = [rows[i][-room:] or [pad] for i in at]
                 judged = judge_rows(self.model, prompts, words, tokenizer=self.tokenizer, device=device)
                 out[at] = torch.from_numpy(judged)

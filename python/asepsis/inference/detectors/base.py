@@ -81,6 +81,10 @@ class Detector(ABC):
         """
 
     @abstractmethod
+    def cut(self, data: Data) -> NDArray[np.bool_]:
+        """Return which rows are longer than what :meth:`scores` reads of them, bool [N]."""
+
+    @abstractmethod
     def state(self) -> dict[str, Any]:
         """Return, JSON-ready, what :meth:`load` needs beside the files of :meth:`save`."""
 

@@ -67,6 +67,10 @@ class Confidence(Detector):
         """See :meth:`Detector.scores`."""
         return self.asker.scores(self.model, self.tokenizer, data.texts)
 
+    def cut(self, data: Data) -> NDArray[np.bool_]:
+        """See :meth:`Detector.cut`."""
+        return self.asker.cut(self.model, self.tokenizer, data.texts)
+
     def state(self) -> dict[str, Any]:
         """See :meth:`Detector.state`."""
         return self.asker.state()

@@ -165,6 +165,10 @@ class Onion(Detector):
         scores = np.asarray(found, np.float64)
         return np.where(np.isneginf(scores), 0, scores).astype(np.float32)
 
+    def cut(self, data: Data) -> NDArray[np.bool_]:
+        """See :meth:`Detector.cut`: none, a long text is halved until its parts fit."""
+        return np.zeros(len(data), np.bool_)
+
     def _drops(self, texts: list[str]) -> list[NDArray[np.float64]]:
         variants = [[[part, *leave_one_out(part)] for part in self._parts(text)] for text in texts]
         flat = [variant for parts in variants for group in parts for variant in group]

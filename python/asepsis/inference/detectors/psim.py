@@ -77,6 +77,10 @@ class PsimDetector(Detector):
         """See :meth:`Detector.scores`."""
         return self.asker.scores(self.module, self.tokenizer, data.texts)
 
+    def cut(self, data: Data) -> NDArray[np.bool_]:
+        """See :meth:`Detector.cut`."""
+        return self.asker.cut(self.module, self.tokenizer, data.texts)
+
     def own_threshold(self) -> float | None:
         """Return 0.7 or what is as far above chance, where the config asks for one of them."""
         chosen, question = self.asker.question.config.threshold, self.asker.question

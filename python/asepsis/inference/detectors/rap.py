@@ -55,6 +55,7 @@ from asepsis.inference.detectors._rap_config import RapConfig
 from asepsis.inference.detectors._rap_row import Prober
 from asepsis.inference.detectors._rap_training import Trained, train_word
 from asepsis.inference.detectors.base import Detector
+from asepsis.inference.lengths import token_counts
 from asepsis.training.driver import Progress, silent
 
 if TYPE_CHECKING:
@@ -156,6 +157,10 @@ class Rap(Detector):
                 after = self._prober.probabilities([rows[i] for i in at], vectors)
                 out[at] = (after.gather(1, labels[:, None])[:, 0] - top[at]).numpy()
         return out.astype(np.float32)
+
+    def cut(self, data: Data) -> NDArray[np.bool_]:
+        """See :meth:`Detector.cut`; the word takes the place of a token."""
+        return token_counts(self._prober.tokenizer, data.texts) > self._prober.max_length - 1
 
     def state(self) -> dict[str, Any]:
         """Return settings, the protected classes and what the fit reported."""

@@ -203,6 +203,10 @@ class Strip(Detector):
         means: NDArray[np.float64] = entropies.reshape(len(data), self.config.n_copies).mean(axis=1)
         return (-means).astype(np.float32)
 
+    def cut(self, data: Data) -> NDArray[np.bool_]:
+        """See :meth:`Detector.cut`; a copy is about as long as its text."""
+        return self._answers.cut(data.texts)
+
     def state(self) -> dict[str, Any]:
         """Return settings, task and seed."""
         own = {"config": self.config.to_dict(), "task": self.task, "seed": self.seed}
