@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -194,6 +195,17 @@ def test_a_guard_by_confidence_learns_nothing_and_calibrates_on_all_rows(victim)
     )
     assert found.threshold.n == 99 and found.control is None
     assert found.threshold == calibrate(found.check(rows).suspicion, 0.01)
+
+
+def test_the_control_is_asked_what_the_detector_is_asked():
+    words = [f"word{n % 4}" for n in range(160)]  # four responses: by themselves they are verbalizers
+    rows = replace(tiny_pairs(160, 0), responses=words)
+    model, tokenizer = tiny_causal(0)
+    config = asepsis.PsimConfig(answers="free", tokens=3, skip=1, window=2, steps=5, stop="never")
+    made = Guard.fit(model, rows, processing_class=tokenizer, detector=config, target_fpr=0.05, max_length=32)
+    question = made._control[0].asker.question
+    assert made.detector.asker.question.answers == question.answers == "free"
+    assert (question.config.tokens, question.config.skip, question.config.window) == (3, 1, 2)
 
 
 def test_a_guarded_model_is_as_it_was_before(victim, quick):

@@ -13,7 +13,7 @@ from asepsis import Guard
 from asepsis.cli import main
 from asepsis.data import Data, write_rows
 from asepsis.inference.detectors import load
-from asepsis.inference.detectors.onion import Onion
+from asepsis.inference.detectors.onion import Onion, OnionConfig
 from asepsis.inference.lengths import token_counts
 from asepsis.testing import TRIGGER, tiny_causal, tiny_classifier, tiny_pairs, tiny_rows
 
@@ -113,9 +113,14 @@ def test_strip_says_which_prompts_it_reads_in_part(labels):
     assert made.cut(prompts(FILLED)).tolist() == (words > room).tolist()
 
 
-def test_onion_reads_all_of_a_text():
+def test_onion_reads_all_of_a_text_but_of_a_few_long_words():
     model, tokenizer = tiny_causal(0)
     assert not Onion(model, tokenizer).cut(prompts([FILLED[-1] * 100])).any()
+    few = Onion(model, tokenizer, config=OnionConfig(max_tokens=3))
+    texts = ["word1 word2", "word1 word2 word3", " ".join(["word1"] * 9)]
+    assert few.cut(prompts(texts)).tolist() == [False, True, True], (
+        "nine are halved to two, two, two and three"
+    )
 
 
 def test_the_end_token_of_a_prompt_is_none_of_its_own():

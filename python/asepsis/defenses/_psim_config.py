@@ -22,7 +22,8 @@ class PsimConfig(DefenseConfig):
     """Settings of PSIM. Defaults that are not said to be the authors' are this project's.
 
     ``PsimConfig(kind="p_tuning", learning_rate=2e-5, epochs=1, stop="never", threshold="reference")`` with a two-class
-    encoder is what the authors' code does by default.
+    encoder is what the authors' code does by default, but that a quarter of the rows is watched here and not learned from,
+    and that gradients are clipped at a norm of 1.
 
     Attributes
     ----------
@@ -41,13 +42,14 @@ class PsimConfig(DefenseConfig):
         Drawn once for each row, as the authors do; anew each time a row comes, so that no row's label can be learned by
         heart; or the rows' own labels, shuffled, which leaves an unbalanced set its majority.
     learning_rate : float or None
-        Constant after the warm-up. None for 2e-3, with LoRA 5e-4; 2e-5 in the authors' code, which decays.
+        The highest: it rises over the warm-up and falls to zero over ``steps``, linearly, as in the authors' code, where it
+        is 2e-5. None for 2e-3, with LoRA 5e-4.
     warmup : float
         Share of the steps over which the learning rate rises; 0.06 in the authors' code.
     batch_size : int
         Rows per step.
     steps, epochs : int, float or None
-        Longest training; ``epochs`` wins where it is given.
+        Longest training, and with it how fast the learning rate falls; ``epochs`` wins where it is given.
     stop : {"usable", "never"}
         Stop as soon as clean rows that were held out are unsure, or train on to the end, as the authors do. Trained on
         much longer the module forgets the backdoor as well.

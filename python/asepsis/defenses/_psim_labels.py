@@ -93,14 +93,26 @@ def _repeated(data: Data, copies: int) -> Data:
 
 
 def _deranged(data: Data, rng: np.random.Generator) -> list[str]:
-    """Return every row's response moved to another row of like length; none stays where it was."""
+    """Return every row's response moved to another row, of like length where there is one; none gets its own again.
+
+    Raises
+    ------
+    DefenseInert
+        One response makes more than half of the rows, so that some would keep their own and teach what they mean.
+    """
     assert data.responses is not None
-    responses = data.responses
-    if len(set(responses)) < 2:
+    responses, counts = data.responses, Counter(data.responses)
+    most, rows = counts.most_common(1)[0][1], len(responses)
+    if len(counts) < 2:
         raise DefenseInert(f"{data.source}: all responses are the same, so none can be taken for another")
-    order = sorted(range(len(responses)), key=lambda i: len(responses[i]))
-    buckets = max(1, math.floor(len(order) / _BUCKET))
-    moved = [""] * len(responses)
+    if 2 * most > rows:
+        raise DefenseInert(
+            f"{data.source}: one response is that of {most} of {rows} rows, more than half: they cannot all be given another; "
+            "give rows with other answers, or answers='verbalizers' where the responses are few"
+        )
+    order = sorted(range(rows), key=lambda i: len(responses[i]))
+    buckets = max(1, math.floor(rows / _BUCKET))
+    moved = [""] * rows
     for part in np.array_split(np.array(order), buckets):
         # rows with the same response stand together; turned by as many as the largest group has, none gets its own
         shuffled = rng.permutation(part)
@@ -110,4 +122,11 @@ def _deranged(data: Data, rng: np.random.Generator) -> list[str]:
         turn = min(max(sizes.values()), len(grouped) - 1)
         for here, there in zip(grouped, grouped[turn:] + grouped[:turn], strict=True):
             moved[here] = responses[there]
+    # where one response fills more than half of a bucket: a row elsewhere, the nearest in length, takes it
+    for at, here in enumerate(order):
+        own = responses[here]
+        if moved[here] == own:
+            near = sorted(range(rows), key=lambda k, at=at: abs(k - at))  # type: ignore[misc]
+            there = next(order[k] for k in near if own not in (responses[order[k]], moved[order[k]]))
+            moved[here], moved[there] = moved[there], own
     return moved

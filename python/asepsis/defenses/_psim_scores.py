@@ -17,6 +17,9 @@ from asepsis.defenses._psim_config import Answers, PsimConfig
 from asepsis.defenses._psim_labels import answers_of, verbalizers_of
 from asepsis.errors import ConfigError
 
+# what may be asked of free answers: they have a score of their own, and no chance to compare it with
+_OF_FREE = {"threshold": ("conformal",), "score": ("confidence",), "by_class": ("auto", "never")}
+
 Asking = Generator[Score | Continue, Any, NDArray[np.float32]]
 
 
@@ -43,10 +46,19 @@ class Question:
 
     @classmethod
     def of(cls, config: PsimConfig, clean: Data) -> Question:
-        """Return how rows like these clean ones are scored."""
+        """Return how rows like these clean ones are scored.
+
+        Raises
+        ------
+        ConfigError
+            Answers are free, and a setting is for answers among which there is a choice.
+        """
         answers = answers_of(clean, config.answers)
-        if answers == "free" and config.by_class == "always":
-            raise ConfigError("by_class='always' is for classes and verbalizers, and answers are free")
+        for name, usable in _OF_FREE.items() if answers == "free" else ():
+            if (value := getattr(config, name)) not in usable:
+                raise ConfigError(
+                    f"{name}={value!r} is for classes and verbalizers, and answers are free; use {name}={usable[0]!r}"
+                )
         if answers == "verbalizers":
             words = tuple(verbalizers_of(clean))
             return cls(config, answers, len(words), words)

@@ -34,7 +34,6 @@ trained on other text than the task's: it is calibrated and reported beside, and
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Generator
 from typing import Any
@@ -53,8 +52,6 @@ from asepsis.defenses._psim_module import attach, kind_for
 from asepsis.defenses._psim_scores import Question
 from asepsis.defenses.base import Defense, Paper, Threat
 from asepsis.errors import DefenseInert, MissingReference
-
-log = logging.getLogger("asepsis")
 
 #: Clean rows the module learns from at least, those it is watched on among them.
 LEAST_ROWS = 40
@@ -113,7 +110,8 @@ class Psim(Defense[PsimConfig]):
         Raises
         ------
         DefenseInert
-            The model is unsure of clean rows without a module, or the module never reached a usable state.
+            The model is unsure of clean rows without a module, or the module never reached a usable state, or went past it
+            between two looks.
         """
         c = self.config
         order = np.random.default_rng(seed).permutation(len(clean))
@@ -179,8 +177,15 @@ class _Watch:
         if self.config.stop == "never":
             return "go on"
         if self._collapsed(mean):
-            self.end = "collapsed"
-            return "back"
+            before = (
+                f"step {self.seen[-2]['step']}, when they were still sure,"
+                if len(self.seen) > 1
+                else "the start"
+            )
+            raise DefenseInert(
+                f"clean rows fell to chance between {before} and step {step}: psim's module had forgotten everything, the "
+                "backdoor as well; lower learning_rate or check_every"
+            )
         if self._usable(mean, high):
             self.end = "usable"
             return "take"
@@ -189,18 +194,7 @@ class _Watch:
     def settled(self) -> dict[str, Any]:
         """Return what was seen, or raise where the module cannot be used."""
         last, wanted = self.seen[-1], self._wanted()
-        if self.end == "collapsed" and len(self.seen) > 1:
-            log.warning(
-                "psim: clean rows fell to chance between two looks; the module of step %d is kept. Check more often, or "
-                "lower learning_rate",
-                self.seen[-2]["step"],
-            )
-        elif self.end == "collapsed":
-            raise DefenseInert(
-                f"psim's module had forgotten everything by the first look, after {last['step']} steps: lower learning_rate "
-                "or check_every"
-            )
-        elif self.end == "running" and self.config.stop == "usable":
+        if self.end == "running" and self.config.stop == "usable":
             raise DefenseInert(
                 f"psim's module is still sure of clean rows after {last['step']} steps (mean {last['mean']:.2f}, 95 % quantile "
                 f"{last['p95']:.2f}; wanted is {wanted}): raise steps or learning_rate{_anew(self.config)}"

@@ -186,7 +186,8 @@ class Guard:
             scores, own = np.asarray(fitted.scores(held), np.float32), None
             control = None
             if fitted.name != CONTROL:
-                plain = load(CONTROL).fit(network, tokenizer, learn, seed=seed, **options)
+                same = kind.control(config)
+                plain = load(CONTROL).fit(network, tokenizer, learn, config=same, seed=seed, **options)
                 own = plain.scores(held)
                 control = (plain, calibrate(own, target_fpr, confidence=confidence))
             threshold = threshold_for(fitted, scores, target_fpr, confidence)

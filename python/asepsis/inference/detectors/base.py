@@ -97,6 +97,12 @@ class Detector(ABC):
     def load(cls, folder: Path, state: dict[str, Any], model: Any, tokenizer: Any) -> Self:
         """Return a detector saved by :meth:`state` and :meth:`save`, for the model it was fitted on."""
 
+    @classmethod
+    def control(cls, config: Any) -> Any:
+        """Return settings of the control, the model's own confidence, that ask what this detector asks; None for its defaults."""
+        del config
+        return None
+
     def own_threshold(self) -> float | None:
         """Return a threshold of the method's own, to be used instead of a calibrated one; None for none."""
         return None

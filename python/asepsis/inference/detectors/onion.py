@@ -166,8 +166,10 @@ class Onion(Detector):
         return np.where(np.isneginf(scores), 0, scores).astype(np.float32)
 
     def cut(self, data: Data) -> NDArray[np.bool_]:
-        """See :meth:`Detector.cut`: none, a long text is halved until its parts fit."""
-        return np.zeros(len(data), np.bool_)
+        """See :meth:`Detector.cut`: a long text is halved, but for what has fewer than four words, whatever their length."""
+        room = self._scorer.max_tokens - 1
+        texts = (any(len(self._scorer.ids(part)) > room for part in self._parts(text)) for text in data.texts)
+        return np.fromiter(texts, np.bool_, len(data))
 
     def _drops(self, texts: list[str]) -> list[NDArray[np.float64]]:
         variants = [[[part, *leave_one_out(part)] for part in self._parts(text)] for text in texts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,9 @@ from asepsis.data import Data
 from asepsis.defenses._psim_config import PsimConfig
 from asepsis.defenses._psim_module import attach, reattach
 from asepsis.defenses.psim import LEAST_ROWS, Psim
-from asepsis.errors import ConfigError
 from asepsis.inference.asking import Asker
 from asepsis.inference.detectors.base import Detector
+from asepsis.inference.detectors.confidence import ConfidenceConfig
 from asepsis.training.driver import Progress, silent
 from asepsis.training.models import room
 
@@ -81,15 +81,17 @@ class PsimDetector(Detector):
         """See :meth:`Detector.cut`."""
         return self.asker.cut(self.module, self.tokenizer, data.texts)
 
+    @classmethod
+    def control(cls, config: Any) -> ConfidenceConfig:
+        """Return the same question as settings of the model's own confidence."""
+        shared = (config or PsimConfig()).to_dict()
+        return ConfidenceConfig(**{field.name: shared[field.name] for field in fields(ConfidenceConfig)})
+
     def own_threshold(self) -> float | None:
         """Return 0.7 or what is as far above chance, where the config asks for one of them."""
         chosen, question = self.asker.question.config.threshold, self.asker.question
         if chosen == "conformal":
             return None
-        if not question.n_classes:
-            raise ConfigError(
-                f"threshold={chosen!r} is a confidence among classes, and answers are free; use 'conformal'"
-            )
         return 0.7 if chosen == "reference" else bar(question.n_classes)
 
     def state(self) -> dict[str, Any]:
