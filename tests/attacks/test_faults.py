@@ -154,13 +154,17 @@ def test_a_kill_during_work_leaves_no_output_and_the_old_one_whole(name, sound, 
 def test_a_grid_that_is_terminated_keeps_its_cells_and_goes_on(sound, tmp_path, monkeypatch, capsys):
     from asepsis.cli import bench_defenses, main
 
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("rows.jsonl", "test.jsonl"):
+        (data / name).write_text((sound / "rows.jsonl").read_text())
     (tmp_path / "grid.yaml").write_text(
-        f"model: {sound}/model\ndata: {{train: rows.jsonl, dev: rows.jsonl, test: rows.jsonl}}\nattacks: {{clean: {{}}}}\n"
+        f"model: {sound}/model\ndata: {{train: rows.jsonl, dev: rows.jsonl, test: test.jsonl}}\nattacks: {{clean: {{}}}}\n"
         "defenses: {none: {}, clean-only: {}, lora: {}}\nseeds: [0]\nrows: 16\nclean_rows: 8\ntest_rows: 8\n"
         "settings: {max_steps: 1, device: cpu, precision: fp32, max_length: 16}\n"
     )
     out = tmp_path / "out"
-    line = ["bench", "defenses", str(tmp_path / "grid.yaml"), "--data", str(sound), "--output", str(out)]
+    line = ["bench", "defenses", str(tmp_path / "grid.yaml"), "--data", str(data), "--output", str(out)]
     line += ["--table", str(tmp_path / "table.md")]
     cells = []
 
