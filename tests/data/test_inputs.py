@@ -38,6 +38,20 @@ def test_what_a_user_wrote_last_is_asked():
         read_inputs([{"messages": [SAID]}], task="causal")
 
 
+@pytest.mark.parametrize("said", [None, "", 3, [], {}])
+def test_a_response_is_not_read_whatever_it_is(said):
+    wanted = read([{"messages": [USER, SAID]}]).texts
+    last = {"role": "assistant", "content": said}
+    rows = [
+        {"messages": [USER, last]},
+        {"prompt": [USER], "completion": said},
+        {"prompt": [USER], "completion": [last]},
+    ]
+    for row in rows:
+        assert read_inputs([row], task="causal").texts == wanted
+    assert read_inputs([{"prompt": "a", "completion": said}], task="causal").texts == ["a"]
+
+
 def test_a_column_of_texts_needs_no_other(tmp_path):
     for name in ("a.jsonl", "a.csv", "a.parquet"):
         write_rows(tmp_path / name, [{"text": "one"}, {"text": "two"}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -59,6 +60,18 @@ def test_no_response_stays_however_often_one_comes(sizes, seed):
     moved = meaningless(rows, "uniform_fixed", answers="free", passes=1, seed=seed)
     assert sorted(moved.responses) == sorted(responses)
     assert not any(a == b for a, b in zip(moved.responses, responses, strict=True))
+
+
+def test_half_of_many_rows_with_one_response_change_places_in_time():
+    rows = 8000  # which would take half a minute if each looked at all the others
+    responses = ["no"] * (rows // 2) + [f"another {n}" for n in range(rows // 2)]
+    data = Data(task="causal", texts=[str(n) for n in range(rows)], responses=responses)
+    began = time.process_time()
+    moved = meaningless(data, "uniform_fixed", answers="free", passes=1, seed=0).responses
+    assert not any(a == b for a, b in zip(moved, responses, strict=True)) and sorted(moved) == sorted(
+        responses
+    )
+    assert time.process_time() - began < 5
 
 
 def test_responses_that_are_all_the_same_cannot_change_places():

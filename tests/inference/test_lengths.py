@@ -60,7 +60,7 @@ def test_a_fit_says_which_share_of_the_clean_rows_is_cut(victim, caplog):
     long = replace(rows, texts=[*rows.texts[:75], *(f"{text} {FILLED[-1]}" for text in rows.texts[75:])])
     with caplog.at_level(logging.WARNING, "asepsis"):
         Guard.fit(str(victim.folder), long, detector="confidence", max_length=READ)
-    assert "25 of 100 clean rows (25.0 %) are longer" in caplog.text and "a longer max_length" in caplog.text
+    assert "25 of 100 clean rows (25.0 %) are longer" in caplog.text and "a larger max_length" in caplog.text
 
 
 def test_guard_check_prints_and_writes_it(short, tmp_path, capsys):

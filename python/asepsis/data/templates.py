@@ -113,13 +113,15 @@ def render_prompt(
         return INSTRUCTION_WITH_INPUT.format(instruction=instruction, input=text_of(row, "input", where))
     if kind == "prompt" and not isinstance(row.get("prompt"), list):
         return text_of(row, "prompt", where)
-    turns = _turns(row, kind, where)
-    if kind == "prompt" and row.get("completion") is not None:
-        turns += _turns(row, "completion", where)
-    if turns[-1][0] == "assistant":
-        turns.pop()
-    if not turns:
-        raise DataError(f"{where}: a conversation needs a turn that is not the assistant's answer")
+    asked, after = row.get(kind), row.get("completion")
+    if isinstance(asked, list) and asked:
+        if kind == "prompt" and isinstance(after, list):
+            asked = [*asked, *after]
+        if isinstance(asked[-1], dict) and asked[-1].get("role") == "assistant":
+            asked = asked[:-1]  # the response: it is not read, and may be empty
+        if not asked:
+            raise DataError(f"{where}: a conversation needs a turn that is not the assistant's answer")
+    turns = _turns({kind: asked}, kind, where)
     return _conversation(turns, where, tokenizer, chat)
 
 

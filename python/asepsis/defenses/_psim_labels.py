@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections import Counter
 from dataclasses import replace
 from typing import Literal
@@ -123,10 +124,15 @@ def _deranged(data: Data, rng: np.random.Generator) -> list[str]:
         for here, there in zip(grouped, grouped[turn:] + grouped[:turn], strict=True):
             moved[here] = responses[there]
     # where one response fills more than half of a bucket: a row elsewhere, the nearest in length, takes it
-    for at, here in enumerate(order):
-        own = responses[here]
-        if moved[here] == own:
-            near = sorted(range(rows), key=lambda k, at=at: abs(k - at))  # type: ignore[misc]
-            there = next(order[k] for k in near if own not in (responses[order[k]], moved[order[k]]))
+    kept = [at for at, i in enumerate(order) if moved[i] == responses[i]]
+    for own in dict.fromkeys(responses[order[at]] for at in kept):
+        free = [at for at, i in enumerate(order) if own not in (responses[i], moved[i])]
+        for at in kept:
+            here = order[at]
+            if not moved[here] == responses[here] == own:
+                continue
+            after = bisect(free, at)
+            near = [k for k in (after - 1, after) if 0 <= k < len(free)]
+            there = order[free.pop(min(near, key=lambda k, at=at: abs(free[k] - at)))]  # type: ignore[misc]
             moved[here], moved[there] = moved[there], own
     return moved

@@ -55,7 +55,7 @@ class Checked:
             return None
         return self.control.flags(self.control_suspicion)
 
-    @property
+    @cached_property
     def verdict(self) -> Literal["findings", "none"]:
         """Whether more rows are flagged than clean rows would be, see :func:`asepsis.core.conformal.exceeds`.
 

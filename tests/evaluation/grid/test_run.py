@@ -181,6 +181,10 @@ def test_training_reads_no_test_file(declare, place, tmp_path, monkeypatch):
 
 def test_a_file_that_is_trained_on_is_no_test_file(declare):
     files = {"train": "train.jsonl", "dev": "dev.jsonl", "test": "test.jsonl"}
+    with pytest.raises(ConfigError, match="is a test file"):
+        declare(data={**files, "train": "below/../test.jsonl"})
+    with pytest.raises(ConfigError, match="badnets"):
+        declare(attacks={"badnets": {"attack": "badnets", "train": 5}})
     for part in ("train", "dev"):
         with pytest.raises(ConfigError, match=r"^data: './test\.jsonl' is a test file"):
             declare(data={**files, "test": "./test.jsonl", part: "test.jsonl"})

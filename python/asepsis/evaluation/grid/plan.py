@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import product
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from posixpath import normpath
 from typing import Any, get_args
 
 from asepsis.core.documents import read_yaml
@@ -253,11 +254,11 @@ def _check_attack(name: str, entry: Mapping[str, Any], task: Task) -> None:
         raise ConfigError(f"attacks: {name}: a grid measures one response; give target_response, no payload")
 
 
-def _check_apart(where: str, seen: Iterable[str | None], tests: Iterable[str | None]) -> None:
+def _check_apart(where: str, seen: Iterable[Any], tests: Iterable[Any]) -> None:
     """A file that is trained on or chosen by is no test file."""
-    learned = {PurePosixPath(file) for file in seen if file}
+    learned = {normpath(file) for file in seen if isinstance(file, str)}
     for test in tests:
-        if test and PurePosixPath(test) in learned:
+        if isinstance(test, str) and normpath(test) in learned:
             raise ConfigError(f"{where}: {shown(test)} is a test file, and rows of it would be trained on")
 
 

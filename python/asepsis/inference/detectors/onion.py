@@ -99,6 +99,7 @@ class Onion(Detector):
     """
 
     config_type: ClassVar[type[DefenseConfig]] = OnionConfig
+    reads: ClassVar[str] = "max_tokens (--set max_tokens=N)"
 
     def __init__(self, language_model: Any, tokenizer: Any, *, config: OnionConfig | None = None) -> None:
         self.config = OnionConfig() if config is None else config
