@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -61,11 +62,26 @@ def test_psim_is_fitted_and_says_its_rate_beside_the_control(
     assert main([*fit, "--target-fpr", "0.05", "--max-length", "16", *PSIM]) == 0
     said = capsys.readouterr().out
     assert "psim: flags above" in said and "wanted 0.05, from 80 rows" in said
+    assert re.search(
+        r"its module, after \d+ steps: clean rows' mean 0\.\d\d, 95 % quantile 0\.\d\d; usable\n", said
+    )
     assert "without it, the model's own confidence: flags above" in said
     content = json.loads((out / "guard.json").read_text())
     assert content["state"]["config"]["check_every"] == 1 and content["state"]["max_length"] == 16
     assert main(["guard", "check", str(out), str(place / "test.jsonl"), "--fail-on", "never"]) == 0
     assert "without it, the model's own confidence flags" in capsys.readouterr().out
+
+
+def test_a_module_that_is_not_usable_is_told_so(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "guard"
+    fit = ["guard", "fit", str(place / "model"), "--clean", str(place / "clean.jsonl"), "--output", str(out)]
+    short = ["--target-fpr", "0.05", "--max-length", "16", "--set", "stop=never", "--set", "steps=2"]
+    assert main([*fit, *short]) == 0
+    assert "; NOT usable by its own stop rule\n" in capsys.readouterr().out
+    content = json.loads((out / "guard.json").read_text())
+    assert content["manifest"]["report"]["watch"]["usable"] is False
 
 
 def test_check_writes_every_row_and_needs_no_labels(place: Path, tmp_path: Path) -> None:

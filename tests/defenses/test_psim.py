@@ -18,7 +18,7 @@ from asepsis.defenses._psim_config import PsimConfig
 from asepsis.defenses._psim_module import attach, kind_for, reattach, underlying
 from asepsis.defenses._psim_scores import Question
 from asepsis.defenses.base import Threat
-from asepsis.defenses.psim import Psim, _Watch
+from asepsis.defenses.psim import Psim
 from asepsis.errors import CheckpointError, ConfigError, DefenseInert, MissingReference
 from asepsis.inference.asking import Asker
 from asepsis.testing import tiny_causal, tiny_classifier, tiny_pairs, tiny_rows
@@ -182,45 +182,6 @@ def test_without_a_stop_rule_the_module_trains_to_the_end(tuned):
     )
     assert report["steps"] == 2 * 4 and report["watch"]["end"] == "running"  # 60 rows in batches of 16
     assert [seen["step"] for seen in report["watch"]["seen"]] == list(range(1, 9))
-
-
-def watch_of(*confidences, **fields):
-    """A watch that is shown these clean confidences, and what it says to each."""
-    config = PsimConfig(**fields)
-    shown = iter(confidences)
-
-    class Shown(Question):
-        def ask(self, network, rows, *, name=""):
-            p = next(shown)
-            return np.log(np.float32([[p, 1 - p]] * 10))
-            yield
-
-    rows = tiny_rows(10, 0)
-    watch = _Watch(Shown(config, "classes", 2), rows, None, before=np.full(10, 0.95))
-
-    def verdict(step):
-        try:
-            next(watch.look(step))
-        except StopIteration as stop:
-            return stop.value
-
-    return watch, [verdict(step + 1) for step in range(len(confidences))]
-
-
-def test_the_first_usable_state_is_taken():
-    watch, verdicts = watch_of(0.9, 0.8, 0.69)
-    assert verdicts == ["keep", "keep", "take"] and watch.settled()["end"] == "usable"
-
-
-def test_a_module_that_forgot_everything_between_two_looks_cannot_be_used():
-    with pytest.raises(DefenseInert, match=r"between step 2, when .* lower learning_rate or check_every"):
-        watch_of(0.9, 0.8, 0.505)
-    with pytest.raises(DefenseInert, match="fell to chance between the start and step 1"):
-        watch_of(0.505)
-
-
-def test_the_bar_is_the_settings():
-    assert watch_of(0.69)[1] == ["take"] and watch_of(0.69, unsure=0.6)[1] == ["keep"]
 
 
 def test_a_model_that_has_not_learned_the_task_is_refused():

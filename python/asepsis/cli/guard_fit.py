@@ -60,6 +60,12 @@ def guard_fit(
         )
         folder = guard.save_pretrained(output)
     typer.echo(f"{guard.detector.name}: {_told(guard.threshold)}")
+    report = guard.manifest["report"]
+    if watch := report.get("watch"):
+        last, says = watch["seen"][-1], "usable" if watch["usable"] else "NOT usable by its own stop rule"
+        typer.echo(
+            f"its module, after {report['steps']} steps: clean rows' mean {last['mean']:.2f}, 95 % quantile {last['p95']:.2f}; {says}"
+        )
     if guard.control is not None:
         typer.echo(f"without it, the model's own confidence: {_told(guard.control)}")
     typer.echo(f"guard: {folder}")

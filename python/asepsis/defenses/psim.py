@@ -34,6 +34,7 @@ trained on other text than the task's: it is calibrated and reported beside, and
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Generator
 from typing import Any
@@ -52,6 +53,8 @@ from asepsis.defenses._psim_module import attach, kind_for
 from asepsis.defenses._psim_scores import Question
 from asepsis.defenses.base import Defense, Paper, Threat
 from asepsis.errors import DefenseInert, MissingReference
+
+log = logging.getLogger("asepsis")
 
 #: Clean rows the module learns from at least, those it is watched on among them.
 LEAST_ROWS = 40
@@ -193,13 +196,18 @@ class _Watch:
 
     def settled(self) -> dict[str, Any]:
         """Return what was seen, or raise where the module cannot be used."""
-        last, wanted = self.seen[-1], self._wanted()
-        if self.end == "running" and self.config.stop == "usable":
-            raise DefenseInert(
+        last = self.seen[-1]
+        usable = self._usable(last["mean"], last["p95"])
+        if not usable:
+            told = (
                 f"psim's module is still sure of clean rows after {last['step']} steps (mean {last['mean']:.2f}, 95 % quantile "
-                f"{last['p95']:.2f}; wanted is {wanted}): raise steps or learning_rate{_anew(self.config)}"
+                f"{last['p95']:.2f}; wanted is {self._wanted()})"
             )
-        return {"rows": len(self.rows), "before": self.before, "end": self.end, "seen": self.seen}
+            if self.config.stop == "usable":
+                raise DefenseInert(f"{told}: raise steps or learning_rate{_anew(self.config)}")
+            log.warning("%s; with stop='never' it is taken as it is", told)
+        found = {"rows": len(self.rows), "before": self.before, "end": self.end, "usable": usable}
+        return {**found, "seen": self.seen}
 
     def _above_chance(self, mean: float) -> float:
         return (mean - self.question.chance) / (1 - self.question.chance)

@@ -109,18 +109,17 @@ def parts(rows: Data, least: int, held: int, *, seed: int) -> tuple[Data, Data]:
     return rows.select(np.sort(order[cut:])), rows.select(np.sort(order[:cut]))
 
 
-def tell_cut(detector: Detector, cut: int, of: int, task: Task, what: str) -> bool:
+def tell_cut(cut: int, of: int, task: Task, what: str) -> bool:
     """Warn of texts that a guard reads in part, and return whether there were any: a trigger in the rest goes unseen."""
     if cut:
         log.warning(
             "guard: %d of %d %s (%.1f %%) are longer than what the guard reads, and their %s is unseen, a trigger there "
-            "included; fit with a larger %s",
+            "included; fit with a larger max_length (--max-length)",
             cut,
             of,
             what,
             100 * cut / of,
-            "beginning" if task == "causal" and detector.reads == Detector.reads else "end",
-            detector.reads,
+            "beginning" if task == "causal" else "end",
         )
     return cut > 0
 

@@ -191,7 +191,7 @@ class Guard:
                 own = plain.scores(held)
                 control = (plain, calibrate(own, target_fpr, confidence=confidence))
             threshold = threshold_for(fitted, scores, target_fpr, confidence)
-            tell_cut(fitted, int(fitted.cut(rows).sum()), len(rows), rows.task, "clean rows")
+            tell_cut(int(fitted.cut(rows).sum()), len(rows), rows.task, "clean rows")
         manifest = {
             "format": 1,
             "detector": fitted.name,
@@ -223,7 +223,7 @@ class Guard:
         rows = self._rows(several)
         scores, cut = self._scored(self.detector, rows), self._cut(rows)
         if not self._told:  # once: a pipeline asks for every few inputs
-            self._told = tell_cut(self.detector, int(cut.sum()), len(rows), rows.task, "inputs")
+            self._told = tell_cut(int(cut.sum()), len(rows), rows.task, "inputs")
         judged = zip(scores.tolist(), self.threshold.flags(scores).tolist(), cut.tolist(), strict=True)
         found = [Finding(flagged, score, self.threshold.value, part) for score, flagged, part in judged]
         return found[0] if isinstance(texts, str) else found
@@ -242,7 +242,7 @@ class Guard:
         if control and self._control is not None:
             beside = self._scored(self._control[0], rows)
         cut = int(self._cut(rows).sum())
-        tell_cut(self.detector, cut, len(rows), self.manifest["task"], "inputs")
+        tell_cut(cut, len(rows), self.manifest["task"], "inputs")
         return Checked(
             rows, scores, self.threshold, self.detector.name, beside, self.control, self.manifest, cut
         )

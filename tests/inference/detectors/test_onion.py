@@ -46,7 +46,32 @@ def test_the_models_own_limit_holds_where_it_is_smaller(unigram):
     model, tokenizer = unigram
     scorer = PerplexityScorer(model, tokenizer, max_tokens=512)
     scorer.log_perplexity([" ".join(["word1"] * 200)])
-    assert scorer.max_tokens == 64 and model.seen == [(1, 64)]
+    assert scorer.max_tokens == 64 and model.seen == [(1, 64), (3, 64)]  # 63 + 63 + 63 + 11 tokens
+
+
+@pytest.mark.parametrize("max_tokens", [2, 3, 5])
+def test_a_text_longer_than_is_read_at_once_is_read_to_its_end(unigram, max_tokens):
+    texts = ["word1", "", f"word1 word2 {TRIGGER} word3 word4", "word1 word2 word3 word4 word5 word6"]
+    whole = PerplexityScorer(*unigram).log_perplexity(
+        texts
+    )  # a unigram model does not see where a stretch begins
+    found = PerplexityScorer(*unigram, max_tokens=max_tokens).log_perplexity(texts)
+    np.testing.assert_allclose(found, whole, rtol=1e-6)
+
+
+def test_a_few_long_words_are_judged_to_the_last(unigram):
+    short = OnionConfig(max_tokens=2)
+    drops = Onion(*unigram, config=short).drops(f"word1 word2 {TRIGGER}")
+    assert int(drops.argmax()) == 2
+    np.testing.assert_allclose(drops, Onion(*unigram).drops(f"word1 word2 {TRIGGER}"), rtol=1e-6)
+
+
+def test_a_long_text_leaves_the_numbers_of_its_neighbors_as_they_are():
+    scorer = PerplexityScorer(*tiny_causal(0), max_tokens=16, batch_tokens=64)
+    rows = tiny_rows(12, 0).texts
+    with_long = scorer.log_perplexity([*rows, " ".join(["word1"] * 40)])
+    cut = scorer.log_perplexity([*rows, " ".join(["word1"] * 15)])
+    assert np.array_equal(with_long[:-1], cut[:-1])
 
 
 def test_a_language_model_without_a_token_to_begin_with_is_refused(unigram):

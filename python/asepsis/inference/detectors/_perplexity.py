@@ -28,7 +28,8 @@ class PerplexityScorer:
     model, tokenizer
         A causal LM, in any mode; it is left in that mode.
     max_tokens : int
-        Tokens read of each text, the start token included. The model's own limit, where smaller, holds.
+        Tokens read at once, the start token included; a longer text is read in stretches, each from the start token. The
+        model's own limit, where smaller, holds.
     batch_tokens : int
         Most tokens of one forward pass, padding included; a single longer text goes alone.
 
@@ -58,34 +59,39 @@ class PerplexityScorer:
         return ids
 
     def log_perplexity(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Return mean nats per token, float64 [N]; 0 for a text of no token.
+        """Return mean nats per token of all of a text, float64 [N]; 0 for a text of no token.
 
         Raises
         ------
         ModelError
             The model is no causal LM or its likelihoods are not finite.
         """
-        rows = [[self._start, *self.ids(text)][: self.max_tokens] for text in texts]
-        out = np.zeros(len(rows), np.float64)
+        ids, room = [self.ids(text) for text in texts], self.max_tokens - 1
+        first = [(text, 0) for text in range(len(ids))]
+        further = [(text, at) for text, _ in first for at in range(room, len(ids[text]), room)]
+        totals, counts = np.zeros(len(ids), np.float64), np.zeros(len(ids), np.float64)
         device = next(self.model.parameters()).device
         with evaluating(self.model):
-            for at in self._batches(rows):
-                inputs = padded([rows[i] for i in at], pad_token(self.tokenizer), device)
-                means = self._means(inputs)
-                if not torch.isfinite(means).all():
-                    raise ModelError(
-                        "the language model's likelihoods are not finite; load it in float32 or bfloat16"
-                    )
-                out[at] = means.cpu().numpy()
-        return out
+            for stretches in (first, further):  # apart: a long text moves no other one to another batch
+                rows = [[self._start, *ids[text][at : at + room]] for text, at in stretches]
+                for batch in self._batches(rows):
+                    inputs = padded([rows[i] for i in batch], pad_token(self.tokenizer), device)
+                    total, count = self._nats(inputs)
+                    if not torch.isfinite(total).all():
+                        raise ModelError(
+                            "the language model's likelihoods are not finite; load it in float32 or bfloat16"
+                        )
+                    of = [stretches[i][0] for i in batch]
+                    np.add.at(totals, of, total.double().cpu().numpy())
+                    np.add.at(counts, of, count.cpu().numpy())
+        return np.asarray(totals / np.maximum(counts, 1), np.float64)
 
-    def _means(self, inputs: dict[str, Tensor]) -> Tensor:
+    def _nats(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         logits = self.model(**inputs).logits
         if logits.ndim != 3:
             raise ModelError("the language model's logits are not [rows, tokens, vocabulary]")
         targets = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED)[:, 1:]
-        total, count = sample_loss(logits[:, :-1], targets)
-        return total.double() / count.clamp(min=1)
+        return sample_loss(logits[:, :-1], targets)
 
     def _batches(self, rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         batch: list[int] = []

@@ -31,14 +31,10 @@ class Detector(ABC):
         Its settings, like those of a defense.
     least_rows : int
         Clean rows that :meth:`fit` learns from at least. 0 says that it learns from none: all rows then calibrate.
-    reads : str
-        The setting that says how many tokens of an input are read. Another than the guard's is that of a reader of its own,
-        which reads from the beginning.
     """
 
     config_type: ClassVar[type[DefenseConfig]]
     least_rows: ClassVar[int] = 0
-    reads: ClassVar[str] = "max_length (--max-length)"
 
     @property
     def name(self) -> str:

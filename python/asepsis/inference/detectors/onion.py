@@ -16,7 +16,8 @@ Deviations
   It is never the guarded model: that one may find its trigger ordinary.
 * A text starts after the model's beginning-of-text token, so the first word has a likelihood too.
 * Texts of more than ``window_words`` words are halved until they fit, and each part is scored by itself: work then
-  grows with the length, not with its square, and nothing is cut off.
+  grows with the length, not with its square. A part of fewer than four words that is still longer than the language
+  model reads at once (long strings, languages written without spaces) is read in stretches. Nothing is cut off.
 * White space stays as it is: words are not joined anew by single spaces.
 
 Cost: one forward pass of the language model per word, and one per part; none of the guarded model. All variants of many
@@ -68,7 +69,7 @@ class OnionConfig(DefenseConfig):
     window_words : int
         Most words of a part that is scored by itself.
     max_tokens : int
-        Tokens of a part that the language model reads; a part of more is halved while it has four words.
+        Tokens the language model reads at once; a part of more is halved while it has four words, and then read in stretches.
     batch_tokens : int
         Most tokens in one forward pass.
     """
@@ -99,7 +100,6 @@ class Onion(Detector):
     """
 
     config_type: ClassVar[type[DefenseConfig]] = OnionConfig
-    reads: ClassVar[str] = "max_tokens (--set max_tokens=N)"
 
     def __init__(self, language_model: Any, tokenizer: Any, *, config: OnionConfig | None = None) -> None:
         self.config = OnionConfig() if config is None else config
@@ -167,10 +167,8 @@ class Onion(Detector):
         return np.where(np.isneginf(scores), 0, scores).astype(np.float32)
 
     def cut(self, data: Data) -> NDArray[np.bool_]:
-        """See :meth:`Detector.cut`: a long text is halved, but for what has fewer than four words, whatever their length."""
-        room = self._scorer.max_tokens - 1
-        texts = (any(len(self._scorer.ids(part)) > room for part in self._parts(text)) for text in data.texts)
-        return np.fromiter(texts, np.bool_, len(data))
+        """Return no row, whatever its length: nothing is cut off."""
+        return np.zeros(len(data), np.bool_)
 
     def _drops(self, texts: list[str]) -> list[NDArray[np.float64]]:
         variants = [[[part, *leave_one_out(part)] for part in self._parts(text)] for text in texts]
