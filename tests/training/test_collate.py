@@ -55,11 +55,21 @@ def test_a_long_prompt_loses_its_beginning(words):
     assert response == [*ids(words, "word5"), words.eos_token_id]
 
 
-def test_a_long_response_loses_its_end_and_keeps_one_prompt_token(words):
+def test_a_long_response_loses_its_end_and_leaves_the_prompt(words):
     collate = Collator(words, tiny_pairs(2, 0), max_length=4)
     prompt, response = collate.encode_pair("word1 word2", "word5 word6 word7 word8")
-    assert prompt == ids(words, "word2")
-    assert response == ids(words, "word5 word6 word7")
+    assert prompt == ids(words, "word1 word2")
+    assert response == ids(words, "word5 word6")
+
+
+def test_where_both_are_long_each_keeps_half(words):
+    long = [f"word{i}" for i in range(1, 9)]
+    for room, prompt, response in ((6, 3, 3), (7, 4, 3), (1, 1, 1), (2, 1, 1)):
+        collate = Collator(words, tiny_pairs(2, 0), max_length=room)
+        assert collate.encode_pair(" ".join(long), " ".join(long)) == (
+            ids(words, " ".join(long[-prompt:])),
+            ids(words, " ".join(long[:response])),
+        )
 
 
 @pytest.mark.parametrize("prompt", ["is it", "is it ", "is it\n", ""])

@@ -81,7 +81,8 @@ class Collator:
     data : Data
         Where the rows are.
     max_length : int
-        Tokens kept of each row. A long prompt loses its beginning, a long response its end.
+        Tokens kept of each row, of a prompt and its response together. A long prompt loses its beginning, a long response its
+        end; where they have no room together, neither leaves the other less than half.
     relabel : Relabel or None
         Labels that replace the rows' own.
     drop_tokens : ids or None
@@ -166,7 +167,8 @@ class Collator:
             if head and head[-1] == self.tokenizer.eos_token_id:
                 head = head[:-1]  # some tokenizers end every text; the prompt goes on here
             tail = [*tail, self.tokenizer.eos_token_id]
-        tail = tail[: max(1, self.max_length - 1)]
+        # a response that took all the room would be learned as an answer to nothing
+        tail = tail[: max(1, self.max_length - len(head), self.max_length // 2)]
         head = head[-max(1, self.max_length - len(tail)) :]
         if self._dropped is not None:
             dropped = set(self._dropped.tolist())
