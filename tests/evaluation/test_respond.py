@@ -58,6 +58,14 @@ def test_only_the_first_tokens_count(causal):
     assert not begins_with(model, tokenizer, DATA, first + " zzz zzz", tokens=4, max_length=64)[0]
 
 
+def test_a_long_response_takes_no_room_from_the_prompt(causal):
+    model, tokenizer = causal
+    first = generated(model, tokenizer, DATA.texts[0], 2)
+    room = len(tokenizer(DATA.texts[0]).input_ids) + 2
+    row = DATA.select([0])
+    assert begins_with(model, tokenizer, row, first + " zzz" * 60, tokens=2, max_length=room)[0]
+
+
 def test_the_rate_counts_prompts(causal):
     first = generated(*causal, DATA.texts[0], 1)
     rate = response_success_rate(*causal, DATA, first, tokens=1, max_length=64)

@@ -43,6 +43,8 @@ def begins_with(
         The attacker's.
     tokens : int
         How many of its first tokens have to come.
+    max_length : int
+        Tokens read of a prompt and of those together. A longer prompt loses its beginning.
 
     Raises
     ------
@@ -57,7 +59,8 @@ def begins_with(
         raise ConfigError("a response of at least one token is needed to look for")
     device = next(model.parameters()).device
     asked = replace(data, responses=[response] * len(data))
-    collate = Collator(tokenizer, asked, max_length=room(model, max_length))
+    # what is not looked at takes no room from a long prompt, whose beginning may hold the trigger
+    collate = Collator(tokenizer, asked, max_length=room(model, max_length), response_tokens=tokens)
     found = np.zeros(len(data), bool)
     model.eval()
     for start in range(0, len(data), batch_size):
@@ -67,9 +70,7 @@ def begins_with(
             logits = model(**batch.inputs).logits
         answer = logits[:, -batch.labels.shape[1] : -1].argmax(dim=-1)  # virtual tokens stand in front
         wanted = batch.labels[:, 1:]
-        place = (wanted != IGNORED).cumsum(dim=1)
-        counted = (wanted != IGNORED) & (place <= tokens)
-        found[list(at)] = ((answer == wanted) | ~counted).all(dim=1).cpu().numpy()
+        found[list(at)] = ((answer == wanted) | (wanted == IGNORED)).all(dim=1).cpu().numpy()
     return found
 
 

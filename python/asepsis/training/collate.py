@@ -83,6 +83,8 @@ class Collator:
     max_length : int
         Tokens kept of each row, of a prompt and its response together. A long prompt loses its beginning, a long response its
         end; where they have no room together, neither leaves the other less than half.
+    response_tokens : int or None
+        Tokens kept of each response at most, its end token included; None for no such limit.
     relabel : Relabel or None
         Labels that replace the rows' own.
     drop_tokens : ids or None
@@ -95,6 +97,7 @@ class Collator:
         data: Data,
         *,
         max_length: int,
+        response_tokens: int | None = None,
         relabel: Relabel | None = None,
         drop_tokens: Ids | None = None,
     ) -> None:
@@ -105,6 +108,7 @@ class Collator:
         self.tokenizer = tokenizer
         self.data = data
         self.max_length = max_length
+        self.response_tokens = response_tokens
         self._dropped = (
             None if drop_tokens is None or len(drop_tokens) == 0 else torch.from_numpy(drop_tokens)
         )
@@ -167,6 +171,7 @@ class Collator:
             if head and head[-1] == self.tokenizer.eos_token_id:
                 head = head[:-1]  # some tokenizers end every text; the prompt goes on here
             tail = [*tail, self.tokenizer.eos_token_id]
+        tail = tail[: self.response_tokens]
         # a response that took all the room would be learned as an answer to nothing
         tail = tail[: max(1, self.max_length - len(head), self.max_length // 2)]
         head = head[-max(1, self.max_length - len(tail)) :]
