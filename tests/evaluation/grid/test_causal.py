@@ -60,16 +60,24 @@ def test_every_kind_of_entry_has_its_numbers(declare_causal, instructed, tmp_pat
         if name in inert:
             continue
         assert cell["clean_accuracy"] is None and cell["clean_loss"] > 0
-        assert (cell["attack_success_rate"] is None) == (name[1] == "clean")
+        for share in ("attack_success_rate", "clean_success_rate"):
+            assert (cell[share] is None) == (name[1] == "clean")
     assert cells["none", "refusal"]["attack_success_rate"]["n"] == 9
     assert cells["none", "made"]["attack_success_rate"]["n"] == 12
     assert cells["graceful", "refusal"]["detection"]["auroc"] > 0.9
     assert cells["confidence", "refusal"]["detection"]["of"] == "inputs"
     assert cells["none", "refusal"]["clean_loss"] == cells["confidence", "refusal"]["clean_loss"]
     page = render(grid, tmp_path)
-    assert "| defense | seeds | clean loss | ASR |" in page and "CACC" not in page
+    assert "| defense | seeds | clean loss | ASR | on clean prompts | AUROC |" in page and "CACC" not in page
     loss = cells["none", "clean"]["clean_loss"]
-    assert f"| none | 1 | {loss:.3f} |  |" in page
+    assert f"| none | 1 | {loss:.3f} |  |  |" in page
+    shares = (
+        cells["none", "refusal"][name]["value"] for name in ("attack_success_rate", "clean_success_rate")
+    )
+    assert (
+        "| none | 1 | {:.3f} | {:.3f} | {:.3f} |".format(cells["none", "refusal"]["clean_loss"], *shares)
+        in page
+    )
 
 
 def test_every_defense_that_is_for_rows_with_labels_too_has_its_numbers(declare_causal, instructed, tmp_path):
@@ -111,9 +119,13 @@ def test_behind_a_guard_a_flagged_prompt_is_no_success(declare_causal, instructe
     cells = [
         json.loads((tmp_path / f"{name}--refusal--seed0.json").read_text()) for name in ("none", "confidence")
     ]
-    alone, guarded = (cell["attack_success_rate"]["value"] for cell in cells)
-    assert alone == 1.0
-    assert guarded == pytest.approx(1 - cells[1]["detection"]["triggered_flag_rate"])
+    for share, flagged in (
+        ("attack_success_rate", "triggered_flag_rate"),
+        ("clean_success_rate", "clean_flag_rate"),
+    ):
+        alone, guarded = (cell[share]["value"] for cell in cells)
+        assert alone == 1.0
+        assert guarded == pytest.approx(1 - cells[1]["detection"][flagged])
 
 
 def test_poison_with_several_responses_is_refused(declare_causal, instructed):

@@ -35,7 +35,8 @@ _NOTE = (
 )
 _CAUSAL_NOTE = (
     "*Clean loss* is nats per response token on clean test rows, of the model without a guard. ASR is the share of triggered prompts "
-    "that greedy decoding answers with the first tokens of the backdoor's response."
+    "that greedy decoding answers with the first tokens of the backdoor's response; *on clean prompts*, how often those without a "
+    "trigger are."
 )
 
 
@@ -89,7 +90,9 @@ def render(grid: Grid, cells: str | Path, *, plots: Mapping[str, str] | None = N
     for name in grid.defenses:
         if fewer := grid.fewer(name):
             lines += ["", f"`{name}` has fewer rows than the others: {_in_words(fewer)}."]
-    head = [("clean loss" if causal else "CACC") if column == "CACC" else column for column in _HEAD]
+    head = list(_HEAD)
+    if causal:
+        head[2:4] = ["clean loss", "ASR", "on clean prompts"]
     for attack in grid.attacks:
         lines += ["", f"### {attack}", ""]
         if not any(cell.attack == attack for cell in found):
@@ -103,7 +106,7 @@ def render(grid: Grid, cells: str | Path, *, plots: Mapping[str, str] | None = N
                 if (cell.attack, cell.defense) == (attack, defense)
             }
             none = {c.seed: row for c, row in found.items() if (c.attack, c.defense) == (attack, "none")}
-            lines.append(_line(defense, rows, none))
+            lines.append(_line(defense, rows, none, causal=causal))
         if plots and attack in plots:
             lines += ["", f"![attack success and clean accuracy against {attack}]({plots[attack]})"]
     if errors := sorted({(c.defense, c.attack, row["error"]) for c, row in found.items() if "error" in row}):
@@ -136,10 +139,11 @@ def _cell(path: Path) -> dict[str, Any]:
 
 
 def _measured(row: dict[str, Any]) -> bool:
-    clean, success, found = (row.get(name) for name in ("clean_accuracy", "attack_success_rate", "detection"))
+    clean, found = row.get("clean_accuracy"), row.get("detection")
     if clean is None and not _number(row.get("clean_loss")):
         return False
-    shares = [share for share in (clean, success) if share is not None]
+    told = (clean, row.get("attack_success_rate"), row.get("clean_success_rate"))
+    shares = [share for share in told if share is not None]
     if not all(isinstance(share, dict) and _number(share.get("value")) for share in shares):
         return False
     if not isinstance(found, dict | None):
@@ -154,7 +158,9 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
-def _line(defense: str, rows: dict[int, dict[str, Any]], none: dict[int, dict[str, Any]]) -> str:
+def _line(
+    defense: str, rows: dict[int, dict[str, Any]], none: dict[int, dict[str, Any]], *, causal: bool
+) -> str:
     acted = {seed: row for seed, row in rows.items() if "error" not in row}
     inert = f" ({len(rows) - len(acted)} could not act)" if len(acted) < len(rows) else ""
     mark = " (i)" if any((row.get("detection") or {}).get("of") == "inputs" for row in acted.values()) else ""
@@ -176,11 +182,12 @@ def _line(defense: str, rows: dict[int, dict[str, Any]], none: dict[int, dict[st
         ratios = [a / b for a, b in pairs if a and b]
         return f"{sum(ratios) / len(ratios):.1f} x" if ratios and defense != "none" else ""
 
+    shares = ["attack_success_rate", "clean_success_rate"][: 2 if causal else 1]
     columns = [
         defense,
         f"{len(acted)}{inert}" if rows else "",
         over(clean_value),
-        over(lambda row: (row["attack_success_rate"] or {}).get("value")),
+        *(over(lambda row, name=name: (row.get(name) or {}).get("value")) for name in shares),
         found("auroc"),
         found("tpr_at_1_fpr"),
         found("flagged_fpr", "clean_flag_rate"),
