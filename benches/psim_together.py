@@ -20,6 +20,7 @@ import numpy as np
 from psim_causal import KEPT, LENGTH, PATTERNS, RATE, trusted, unseen, victim_of
 
 import asepsis
+from asepsis.errors import AsepsisError
 from asepsis.evaluation.metrics import auroc
 
 
@@ -49,15 +50,24 @@ def main() -> None:
     folder = str(victim_of(args, args.case, args.seed))
     parts, clean = unseen(args, args.case, args.seed), trusted(args, args.case, args.seed)
     options: dict[str, Any] = {"detector": "psim", "target_fpr": RATE, "max_length": LENGTH}
-    asked = []
+    asked, refused = [], {}
     for seed in args.guards:
-        guard = asepsis.Guard.fit(folder, clean, seed=seed, **options)
-        asked.append(np.concatenate([guard.check(rows).suspicion for rows in parts]))
+        try:
+            guard = asepsis.Guard.fit(folder, clean, seed=seed, **options)
+        except AsepsisError as error:
+            refused[seed] = f"{type(error).__name__}: {error}"
+        else:
+            asked.append(np.concatenate([guard.check(rows).suspicion for rows in parts]))
     found = joint(np.stack(asked), np.repeat([False, True], [len(rows) for rows in parts]))
     with args.output.open("a") as out:
-        out.write(
-            json.dumps({"case": args.case, "seed": args.seed, "guards": args.guards, "auroc": found}) + "\n"
-        )
+        row = {
+            "case": args.case,
+            "seed": args.seed,
+            "guards": args.guards,
+            "refused": refused,
+            "auroc": found,
+        }
+        out.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,8 @@ def test_without_a_stop_rule_the_module_says_whether_it_met_the_bar(caplog):
     assert watch_of(0.9, 0.69, stop="never")[0].settled()["usable"] and not caplog.text
     assert not watch_of(0.69, 0.9, stop="never")[0].settled()["usable"]
     assert "still sure of clean rows after 2 steps (mean 0.90" in caplog.text
+    assert not watch_of(0.9, 0.505, stop="never")[0].settled()["usable"]
+    assert "has forgotten everything after 2 steps (mean 0.51" in caplog.text or "(mean 0.50" in caplog.text
 
 
 def test_the_bar_is_the_settings():

@@ -13,7 +13,6 @@ from asepsis import Guard
 from asepsis.cli import main
 from asepsis.data import Data, write_rows
 from asepsis.inference.detectors import load
-from asepsis.inference.detectors.onion import Onion, OnionConfig
 from asepsis.inference.lengths import token_counts
 from asepsis.testing import TRIGGER, tiny_causal, tiny_classifier, tiny_pairs, tiny_rows
 
@@ -111,12 +110,6 @@ def test_strip_says_which_prompts_it_reads_in_part(labels):
     room = READ - (1 if labels else 0)  # the longest answer has two tokens, and the last is not read
     words = np.array([len(text.split()) for text in FILLED])
     assert made.cut(prompts(FILLED)).tolist() == (words > room).tolist()
-
-
-@pytest.mark.parametrize("long", [FILLED[-1] * 100, "word1 word2 word3", "word1" * 40])
-def test_onion_cuts_nothing_off(long):
-    few = Onion(*tiny_causal(0), config=OnionConfig(max_tokens=3))
-    assert not few.cut(prompts([long])).any()
 
 
 def test_the_end_token_of_a_prompt_is_none_of_its_own():

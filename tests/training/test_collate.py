@@ -62,6 +62,19 @@ def test_a_long_response_loses_its_end_and_leaves_the_prompt(words):
     assert response == ids(words, "word5 word6")
 
 
+@pytest.mark.parametrize("prompt", ["", "word1"])
+def test_no_row_is_longer_than_asked_for_whatever_its_prompt(words, prompt):
+    head, tail = Collator(words, tiny_pairs(2, 0), max_length=6).encode_pair(prompt, "word5 " * 20)
+    assert len(head) == 1 and len(tail) == 5
+
+
+@pytest.mark.parametrize("prompt", ["word1", "word1 " * 20])
+def test_as_much_is_looked_at_of_a_response_whatever_its_prompt(words, prompt):
+    collate = Collator(words, tiny_pairs(2, 0), max_length=10, response_tokens=8)
+    head, tail = collate.encode_pair(prompt, "word5 " * 20)
+    assert len(tail) == 8 and len(head) == min(2, len(prompt.split()))
+
+
 def test_where_both_are_long_each_keeps_half(words):
     long = [f"word{i}" for i in range(1, 9)]
     for room, prompt, response in ((6, 3, 3), (7, 4, 3), (1, 1, 1), (2, 1, 1)):

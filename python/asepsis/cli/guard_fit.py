@@ -29,7 +29,10 @@ def guard_fit(
         typer.Option("--set", metavar="FIELD=VALUE", help="A field of the detector's config."),
     ] = None,
     max_length: Annotated[
-        int, typer.Option(help="Tokens read of each row and input; the rest is unseen.")
+        int,
+        typer.Option(
+            help="Tokens read of each row and input; the rest is unseen. Not for onion, which reads all."
+        ),
     ] = 128,
     batch_size: Annotated[int, typer.Option(help="Rows per batch where nothing is learned.")] = 32,
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,

@@ -197,11 +197,13 @@ class _Watch:
     def settled(self) -> dict[str, Any]:
         """Return what was seen, or raise where the module cannot be used."""
         last = self.seen[-1]
-        usable = self._usable(last["mean"], last["p95"])
+        forgot = self._collapsed(last["mean"])
+        usable = self._usable(last["mean"], last["p95"]) and not forgot
         if not usable:
+            what = "has forgotten everything" if forgot else "is still sure of clean rows"
             told = (
-                f"psim's module is still sure of clean rows after {last['step']} steps (mean {last['mean']:.2f}, 95 % quantile "
-                f"{last['p95']:.2f}; wanted is {self._wanted()})"
+                f"psim's module {what} after {last['step']} steps (mean {last['mean']:.2f}, 95 % quantile {last['p95']:.2f}; wanted "
+                f"is {self._wanted()})"
             )
             if self.config.stop == "usable":
                 raise DefenseInert(f"{told}: raise steps or learning_rate{_anew(self.config)}")

@@ -84,7 +84,7 @@ class Collator:
         Tokens kept of each row, of a prompt and its response together. A long prompt loses its beginning, a long response its
         end; where they have no room together, neither leaves the other less than half.
     response_tokens : int or None
-        Tokens kept of each response at most, its end token included; None for no such limit.
+        Tokens kept of each response, its end token included, whatever the prompt; None for what ``max_length`` leaves.
     relabel : Relabel or None
         Labels that replace the rows' own.
     drop_tokens : ids or None
@@ -171,9 +171,11 @@ class Collator:
             if head and head[-1] == self.tokenizer.eos_token_id:
                 head = head[:-1]  # some tokenizers end every text; the prompt goes on here
             tail = [*tail, self.tokenizer.eos_token_id]
-        tail = tail[: self.response_tokens]
         # a response that took all the room would be learned as an answer to nothing
-        tail = tail[: max(1, self.max_length - len(head), self.max_length // 2)]
+        room = max(self.max_length - max(1, len(head)), self.max_length // 2)
+        if self.response_tokens is not None:
+            room = min(self.response_tokens, self.max_length - 1)
+        tail = tail[: max(1, room)]
         head = head[-max(1, self.max_length - len(tail)) :]
         if self._dropped is not None:
             dropped = set(self._dropped.tolist())

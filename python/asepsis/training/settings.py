@@ -27,7 +27,8 @@ class Settings:
     weight_decay, max_grad_norm : float
         AdamW's decay, and the norm gradients are clipped to (0 for never).
     max_length : int
-        Tokens kept of each row; never more than the model has positions for.
+        Tokens kept of each row; never more than the model has positions for. Where a prompt and its response have no room
+        together, neither leaves the other less than half.
     precision : {"auto", "fp32", "bf16"}
         Autocast type; ``"auto"`` takes bf16 where the device multiplies it natively.
     device : str

@@ -64,6 +64,7 @@ def test_every_kind_of_entry_has_its_numbers(declare_causal, instructed, tmp_pat
             assert (cell[share] is None) == (name[1] == "clean")
     assert cells["none", "refusal"]["attack_success_rate"]["n"] == 9
     assert cells["none", "made"]["attack_success_rate"]["n"] == 12
+    assert cells["none", "refusal"]["clean_success_rate"]["n"] == 12
     assert cells["graceful", "refusal"]["detection"]["auroc"] > 0.9
     assert cells["confidence", "refusal"]["detection"]["of"] == "inputs"
     assert cells["none", "refusal"]["clean_loss"] == cells["confidence", "refusal"]["clean_loss"]

@@ -169,6 +169,9 @@ def _line(
         values = [get(row) for row in acted.values()]
         return spread([float(value) for value in values if value is not None])
 
+    def share(name: str) -> str:
+        return over(lambda row: (row.get(name) or {}).get("value"))
+
     def found(*names: str) -> str:
         text = over(
             lambda row: next(
@@ -187,7 +190,7 @@ def _line(
         defense,
         f"{len(acted)}{inert}" if rows else "",
         over(clean_value),
-        *(over(lambda row, name=name: (row.get(name) or {}).get("value")) for name in shares),
+        *map(share, shares),
         found("auroc"),
         found("tpr_at_1_fpr"),
         found("flagged_fpr", "clean_flag_rate"),

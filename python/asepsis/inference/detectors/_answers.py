@@ -81,8 +81,7 @@ class Answers:
         Causal LMs: the answers told apart, each by the mean log-probability of its tokens. None: every token of the
         vocabulary.
     max_length : int
-        Tokens read. A classifier reads the beginning of a longer text, a causal LM the end of a longer prompt, as in
-        training.
+        Tokens read. A classifier reads the beginning of a longer text, a causal LM the end of a longer prompt.
     batch_size : int
     """
 

@@ -28,8 +28,9 @@ class PerplexityScorer:
     model, tokenizer
         A causal LM, in any mode; it is left in that mode.
     max_tokens : int
-        Tokens read at once, the start token included; a longer text is read in stretches, each from the start token. The
-        model's own limit, where smaller, holds.
+        Tokens read at once, the start token included. The rest of a longer text is read in stretches that begin half as many
+        tokens earlier, so that each token but the first ones is judged by what stands before it. The model's own limit, where
+        smaller, holds.
     batch_tokens : int
         Most tokens of one forward pass, padding included; a single longer text goes alone.
 
@@ -67,16 +68,18 @@ class PerplexityScorer:
             The model is no causal LM or its likelihoods are not finite.
         """
         ids, room = [self.ids(text) for text in texts], self.max_tokens - 1
-        first = [(text, 0) for text in range(len(ids))]
-        further = [(text, at) for text, _ in first for at in range(room, len(ids[text]), room)]
+        new = max(1, room // 2)
+        known = room - new
+        first = [(text, 0, 0) for text in range(len(ids))]
+        further = [(text, at - known, known) for text, *_ in first for at in range(room, len(ids[text]), new)]
         totals, counts = np.zeros(len(ids), np.float64), np.zeros(len(ids), np.float64)
         device = next(self.model.parameters()).device
         with evaluating(self.model):
             for stretches in (first, further):  # apart: a long text moves no other one to another batch
-                rows = [[self._start, *ids[text][at : at + room]] for text, at in stretches]
+                rows = [[self._start, *ids[text][at : at + room]] for text, at, _ in stretches]
                 for batch in self._batches(rows):
                     inputs = padded([rows[i] for i in batch], pad_token(self.tokenizer), device)
-                    total, count = self._nats(inputs)
+                    total, count = self._nats(inputs, [stretches[i][2] for i in batch])
                     if not torch.isfinite(total).all():
                         raise ModelError(
                             "the language model's likelihoods are not finite; load it in float32 or bfloat16"
@@ -86,11 +89,14 @@ class PerplexityScorer:
                     np.add.at(counts, of, count.cpu().numpy())
         return np.asarray(totals / np.maximum(counts, 1), np.float64)
 
-    def _nats(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _nats(self, inputs: dict[str, Tensor], known: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return nats [B] and tokens [B] of texts, without the first ``known`` tokens of each."""
         logits = self.model(**inputs).logits
         if logits.ndim != 3:
             raise ModelError("the language model's logits are not [rows, tokens, vocabulary]")
         targets = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED)[:, 1:]
+        for row, n in enumerate(known):
+            targets[row, :n] = IGNORED
         return sample_loss(logits[:, :-1], targets)
 
     def _batches(self, rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:

@@ -17,10 +17,10 @@ Deviations
 * A text starts after the model's beginning-of-text token, so the first word has a likelihood too.
 * Texts of more than ``window_words`` words are halved until they fit, and each part is scored by itself: work then
   grows with the length, not with its square. A part of fewer than four words that is still longer than the language
-  model reads at once (long strings, languages written without spaces) is read in stretches. Nothing is cut off.
+  model reads at once (long strings, languages written without spaces) is read in stretches that overlap by half. Nothing is cut off.
 * White space stays as it is: words are not joined anew by single spaces.
 
-Cost: one forward pass of the language model per word, and one per part; none of the guarded model. All variants of many
+Cost: one forward pass of the language model per word, and one per part, more for stretches; none of the guarded model. All variants of many
 texts share batches.
 
 When not to trust it
