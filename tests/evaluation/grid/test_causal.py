@@ -44,6 +44,7 @@ def test_every_kind_of_entry_has_its_numbers(declare_causal, instructed, tmp_pat
             "none": {},
             "clean-only": {},
             "lora": {},
+            "untuned": {},
             "graceful": {},
             "confidence": {},
             "cube": {"reduction": "pca"},
@@ -53,7 +54,7 @@ def test_every_kind_of_entry_has_its_numbers(declare_causal, instructed, tmp_pat
     cells = {
         tuple(path.name.split("--")[:2]): json.loads(path.read_text()) for path in tmp_path.glob("*.json")
     }
-    assert len(cells) == 18
+    assert len(cells) == 21
     inert = {name for name, cell in cells.items() if "error" in cell}
     assert inert == {("cube", attack) for attack in grid.attacks}
     for name, cell in cells.items():
@@ -68,6 +69,8 @@ def test_every_kind_of_entry_has_its_numbers(declare_causal, instructed, tmp_pat
     assert cells["graceful", "refusal"]["detection"]["auroc"] > 0.9
     assert cells["confidence", "refusal"]["detection"]["of"] == "inputs"
     assert cells["none", "refusal"]["clean_loss"] == cells["confidence", "refusal"]["clean_loss"]
+    assert len({cells["untuned", attack]["clean_loss"] for attack in grid.attacks}) == 1
+    assert cells["untuned", "clean"]["clean_loss"] != cells["clean-only", "clean"]["clean_loss"]
     page = render(grid, tmp_path)
     assert "| defense | seeds | clean loss | ASR | on clean prompts | AUROC |" in page and "CACC" not in page
     loss = cells["none", "clean"]["clean_loss"]

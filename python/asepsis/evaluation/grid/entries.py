@@ -1,7 +1,8 @@
 """The rows of the table: what each kind does with the untrusted rows, the trusted ones and the undefended model.
 
 ``none``, ``clean-only``, ``clean-tuning`` and ``lora`` are controls: plain training on the poisoned rows, on the rows before
-the poison, on the poisoned and then the trusted rows, and of a plain adapter.
+the poison, on the poisoned and then the trusted rows, and of a plain adapter. ``untuned`` is the model as it came, where it needs no
+training for the task.
 
 A defense's name trains under it or, for those of weights, repairs the undefended model. Several joined by ``+`` follow each
 other as in :class:`asepsis.Pipeline`: ``epur+finemixing`` repairs twice, ``epur+musclelora`` repairs and then trains under the
@@ -41,9 +42,9 @@ from asepsis.evaluation.grid.pipelines import (
 )
 from asepsis.evaluation.grid.site import Made, Site
 from asepsis.training import Run, defend
-from asepsis.training.models import load_trained
+from asepsis.training.models import load_task, load_trained
 
-CONTROLS = ("none", "clean-only", "clean-tuning", "lora")
+CONTROLS = ("none", "clean-only", "clean-tuning", "lora", "untuned")
 _KEPT = ("none", "clean-only")
 _FIELDS = {"clean-tuning": {"epochs", "learning_rate"}}
 
@@ -90,6 +91,8 @@ def entry_of(name: str, entry: Mapping[str, Any]) -> Entry:
     if kind in CONTROLS:
         if unknown := set(fields) - _FIELDS.get(kind, set()):
             raise ConfigError(f"defenses: {name} has no field {listed(sorted(unknown))}")
+        if kind == "untuned":
+            return Entry(_untuned)
         return Entry(
             lambda site: Made.of(train_control(kind, fields, site), judged=False),
             reads_undefended=kind == "clean-tuning",
@@ -157,6 +160,11 @@ def train_control(kind: str, fields: Mapping[str, Any], site: Site) -> Run:
         peft_config = LoraConfig(r=8, lora_alpha=16, task_type=task)
         settings = replace(settings, learning_rate=10 * settings.learning_rate)
     return defend(str(start), rows, defense=None, settings=settings, peft_config=peft_config)
+
+
+def _untuned(site: Site) -> Made:
+    network, tokenizer = load_task(site.model, site.rows.train.task)
+    return Made(network, tokenizer, None, None, {})
 
 
 def _train(site: Site, config: DefenseConfig) -> Made:
