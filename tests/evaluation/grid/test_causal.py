@@ -45,6 +45,7 @@ def test_every_kind_of_entry_has_its_numbers(declare_causal, instructed, tmp_pat
             "clean-only": {},
             "lora": {},
             "untuned": {},
+            "dedup": {},
             "graceful": {},
             "confidence": {},
             "cube": {"reduction": "pca"},
@@ -54,7 +55,7 @@ def test_every_kind_of_entry_has_its_numbers(declare_causal, instructed, tmp_pat
     cells = {
         tuple(path.name.split("--")[:2]): json.loads(path.read_text()) for path in tmp_path.glob("*.json")
     }
-    assert len(cells) == 21
+    assert len(cells) == 24
     inert = {name for name, cell in cells.items() if "error" in cell}
     assert inert == {("cube", attack) for attack in grid.attacks}
     for name, cell in cells.items():
@@ -67,6 +68,7 @@ def test_every_kind_of_entry_has_its_numbers(declare_causal, instructed, tmp_pat
     assert cells["none", "made"]["attack_success_rate"]["n"] == 12
     assert cells["none", "refusal"]["clean_success_rate"]["n"] == 12
     assert cells["graceful", "refusal"]["detection"]["auroc"] > 0.9
+    assert cells["dedup", "refusal"]["detection"]["auroc"] == 1.0
     assert cells["confidence", "refusal"]["detection"]["of"] == "inputs"
     assert cells["none", "refusal"]["clean_loss"] == cells["confidence", "refusal"]["clean_loss"]
     assert len({cells["untuned", attack]["clean_loss"] for attack in grid.attacks}) == 1

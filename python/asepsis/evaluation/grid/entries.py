@@ -14,8 +14,8 @@ undefended on those it does not flag and guards what comes out; its fields are `
 Where an attack poisons weights and no rows, ``none`` is its victim; what works on a model as it came meets it, and what trains
 from the base has no cell.
 
-``zscore``, ``cube`` and ``graceful`` are baselines of :mod:`asepsis.evaluation.baselines` that throw rows out; the rest is trained
-on.
+``zscore``, ``dedup``, ``cube`` and ``graceful`` are baselines of :mod:`asepsis.evaluation.baselines` that throw rows out; the rest
+is trained on.
 """
 
 from __future__ import annotations

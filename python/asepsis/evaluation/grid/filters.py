@@ -13,11 +13,13 @@ from asepsis.defenses.base import DefenseConfig
 from asepsis.errors import DefenseInert
 from asepsis.evaluation.baselines import (
     CubeConfig,
+    DedupConfig,
     Found,
     GracefulConfig,
     ZscoreConfig,
     by_clusters,
     by_gradients,
+    by_repeats,
     by_words,
 )
 from asepsis.evaluation.baselines._hidden import pooled_states
@@ -84,6 +86,10 @@ def _zscore(site: Site, config: ZscoreConfig) -> Found:
     return Found(suspicion, flags)
 
 
+def _dedup(site: Site, config: DedupConfig) -> Found:
+    return by_repeats(site.rows.train)
+
+
 def _cube(site: Site, config: CubeConfig) -> Found:
     rows = site.rows.train
     network, tokenizer = load_trained(site.undefended())
@@ -100,6 +106,7 @@ def _graceful(site: Site, config: GracefulConfig) -> Found:
 _SKLEARN = "sklearn.cluster"
 FILTERS: Mapping[str, Filter] = {
     "zscore": Filter(ZscoreConfig, _zscore),
+    "dedup": Filter(DedupConfig, _dedup),
     "cube": Filter(
         CubeConfig,
         _cube,
