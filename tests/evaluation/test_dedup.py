@@ -11,7 +11,9 @@ from asepsis.evaluation.baselines import by_repeats
 
 
 def rows(*responses: str) -> Data:
-    return Data(task="causal", texts=[f"prompt {i}" for i in range(len(responses))], responses=list(responses))
+    return Data(
+        task="causal", texts=[f"prompt {i}" for i in range(len(responses))], responses=list(responses)
+    )
 
 
 def test_the_first_of_equal_responses_stays_and_the_others_go():
@@ -22,7 +24,11 @@ def test_the_first_of_equal_responses_stays_and_the_others_go():
 
 
 def test_case_and_white_space_make_no_other_response():
-    assert by_repeats(rows("I am sorry.", "i am\n  sorry. ", "I am sorry")).flags.tolist() == [False, True, False]
+    assert by_repeats(rows("I am sorry.", "i am\n  sorry. ", "I am sorry")).flags.tolist() == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_responses_that_all_differ_are_left_alone():

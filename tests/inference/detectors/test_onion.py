@@ -74,6 +74,21 @@ def test_a_long_text_leaves_the_numbers_of_its_neighbors_as_they_are():
     assert np.array_equal(with_long[:-1], cut[:-1])
 
 
+def test_bf16_products_say_nearly_the_same_and_the_last_one_stays_in_fp32():
+    model, tokenizer = tiny_causal(0)
+    texts = tiny_rows(12, 0).texts
+    seen = []
+    handle = model.lm_head.register_forward_hook(lambda *told: seen.append(told[2].dtype))
+    try:
+        exact = PerplexityScorer(model, tokenizer).log_perplexity(texts)
+        rough = PerplexityScorer(model, tokenizer, precision="bf16").log_perplexity(texts)
+    finally:
+        handle.remove()
+    assert set(seen) == {torch.float32}
+    assert 0 < np.abs(rough - exact).max() < 0.02
+    assert Onion(model, tokenizer, config=OnionConfig(precision="bf16"))._scorer.precision == "bf16"
+
+
 def test_a_language_model_without_a_token_to_begin_with_is_refused(unigram):
     model, tokenizer = unigram
     tokenizer.eos_token = None

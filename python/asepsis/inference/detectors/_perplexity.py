@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from asepsis.errors import ModelError
 from asepsis.inference.detectors._answers import evaluating, pad_token, padded
 from asepsis.kernels import sample_loss
 from asepsis.training.collate import IGNORED
+from asepsis.training.forward import Precision, autocast, full_precision_head, resolve_precision
 from asepsis.training.models import room
 
 
@@ -33,6 +35,8 @@ class PerplexityScorer:
         smaller, holds.
     batch_tokens : int
         Most tokens of one forward pass, padding included; a single longer text goes alone.
+    precision : {"fp32", "bf16", "auto"}
+        Of matrix products; the last one, over the vocabulary, is in fp32. ``"auto"`` is bf16 where the device multiplies it natively.
 
     Raises
     ------
@@ -41,7 +45,13 @@ class PerplexityScorer:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, max_tokens: int = 512, batch_tokens: int = 1024
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_tokens: int = 512,
+        batch_tokens: int = 1024,
+        precision: Precision = "fp32",
     ) -> None:
         start = tokenizer.bos_token_id
         start = tokenizer.eos_token_id if start is None else start
@@ -53,6 +63,7 @@ class PerplexityScorer:
         self.model, self.tokenizer, self._start = model, tokenizer, int(start)
         self.max_tokens = room(model, max_tokens)
         self.batch_tokens = batch_tokens
+        self.precision = precision
 
     def ids(self, text: str) -> list[int]:
         """Return the token ids of a text, nothing cut off and nothing added."""
@@ -74,7 +85,7 @@ class PerplexityScorer:
         further = [(text, at - known, known) for text, *_ in first for at in range(room, len(ids[text]), new)]
         totals, counts = np.zeros(len(ids), np.float64), np.zeros(len(ids), np.float64)
         device = next(self.model.parameters()).device
-        with evaluating(self.model):
+        with evaluating(self.model), self._products(device):
             for stretches in (first, further):  # apart: a long text moves no other one to another batch
                 rows = [[self._start, *ids[text][at : at + room]] for text, at, _ in stretches]
                 for batch in self._batches(rows):
@@ -88,6 +99,15 @@ class PerplexityScorer:
                     np.add.at(totals, of, total.double().cpu().numpy())
                     np.add.at(counts, of, count.cpu().numpy())
         return np.asarray(totals / np.maximum(counts, 1), np.float64)
+
+    @contextlib.contextmanager
+    def _products(self, device: torch.device) -> Iterator[None]:
+        dtype = resolve_precision(self.precision, device)
+        if dtype == torch.float32:
+            yield
+            return
+        with autocast(device, dtype), full_precision_head(self.model):
+            yield
 
     def _nats(self, inputs: dict[str, Tensor], known: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return nats [B] and tokens [B] of texts, without the first ``known`` tokens of each."""

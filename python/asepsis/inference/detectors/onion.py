@@ -48,6 +48,7 @@ from asepsis.inference.detectors._perplexity import PerplexityScorer
 from asepsis.inference.detectors._words import halves, leave_one_out, words_of
 from asepsis.inference.detectors.base import Detector
 from asepsis.training.driver import Progress, silent
+from asepsis.training.forward import Precision
 from asepsis.training.models import load_for
 
 if TYPE_CHECKING:
@@ -72,12 +73,15 @@ class OnionConfig(DefenseConfig):
         Tokens the language model reads at once; a part of more is halved while it has four words, and then read in stretches.
     batch_tokens : int
         Most tokens in one forward pass.
+    precision : {"fp32", "bf16", "auto"}
+        Of the language model's matrix products, the last one excepted.
     """
 
     language_model: str = "demo:causal"
     window_words: int = 64
     max_tokens: int = 512
     batch_tokens: int = 1024
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,6 +112,7 @@ class Onion(Detector):
             tokenizer,
             max_tokens=self.config.max_tokens,
             batch_tokens=self.config.batch_tokens,
+            precision=self.config.precision,
         )
 
     @classmethod
