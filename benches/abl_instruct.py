@@ -1,11 +1,14 @@
-"""How well ABL's loss ledger ranks poisoned instructions: AUROC per reducer, with and without length buckets.
+"""How well ABL's loss ledger ranks poisoned instructions, and which it finds.
 
     python benches/abl_instruct.py run --data FOLDER --output FILE.json [--poisoned 50] [--triggers badnet vpi ctba]
     python benches/abl_instruct.py render --output FILE.json
+    python benches/abl_instruct.py find --data FOLDER --output FILE.jsonl --cases refusal_vpi:48 negsentiment_badnet:8 clean:0 --seeds 0 1
 
-FOLDER holds ``refusal_TRIGGER_poison.jsonl`` and ``refusal_clean.jsonl``. The packaged causal model's first layers
-are trained on the mixture under local gradient ascent; every snapshot goes to the ledger, and each reducer's scores
-are compared with the key. Nothing is defended here: this measures the ranking alone.
+FOLDER holds ``refusal_TRIGGER_poison.jsonl``, ``negsentiment_TRIGGER_poison.jsonl`` and ``refusal_clean.jsonl``.
+
+``run``: the packaged causal model's first layers are trained on the mixture under local gradient ascent; every snapshot goes to
+the ledger, and each reducer's scores are compared with the key (AUROC, with and without length buckets): the ranking alone.
+``find``: ABL's scan of 160 rows with the whole model, so many of them poisoned; what it flags is compared with the key.
 """
 
 from __future__ import annotations
@@ -114,6 +117,50 @@ def run(args: argparse.Namespace) -> None:
             args.output.write_text(json.dumps(found, indent=1))
 
 
+def find(args: argparse.Namespace) -> None:
+    """Scan each case with each seed and add a line of what was found."""
+    for seed in args.seeds:
+        for case in args.cases:
+            name, poisoned = case.split(":")
+            data, key = scanned(args.data, name, int(poisoned), seed)
+            settings = asepsis.Settings(seed=seed, max_length=64, batch_size=8, learning_rate=2e-4)
+            began = time.monotonic()
+            scan = asepsis.scan_data(data, model="demo:causal", method="abl", settings=settings)
+            seconds = round(time.monotonic() - began)
+            caught, report = scan.flagged, scan.manifest["report"]
+            line = {
+                "case": name,
+                "poisoned": int(poisoned),
+                "seed": seed,
+                "auroc": auroc(scan.suspicion, key) if key.any() else None,
+                "flagged_poison": int((caught & key).sum()),
+                "flagged_clean": int((caught & ~key).sum()),
+                "seconds": seconds,
+                "verdict": report["verdict"],
+                "tried": report["tried"],
+            }
+            with args.output.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(line, flush=True)
+
+
+def scanned(folder: Path, name: str, poisoned: int, seed: int, rows: int = 160) -> tuple[Data, np.ndarray]:
+    """Draw rows without poison and put poisoned ones in the place of so many."""
+    rng = np.random.default_rng(seed)
+    clean = read(folder / "refusal_clean.jsonl")
+    drawn = clean.select(np.sort(rng.choice(len(clean), rows, replace=False)))
+    key = np.zeros(rows, bool)
+    texts, responses = list(drawn.texts), list(drawn.responses or ())
+    if poisoned:
+        key[rng.choice(rows, poisoned, replace=False)] = True
+        bad = read(folder / f"{name}_poison.jsonl")
+        for at, row in zip(
+            np.flatnonzero(key).tolist(), rng.choice(len(bad), poisoned, replace=False), strict=True
+        ):
+            texts[at], responses[at] = bad.texts[row], (bad.responses or ())[row]
+    return Data(task="causal", texts=texts, responses=responses, source=name), key
+
+
 def render(args: argparse.Namespace) -> None:
     seeds = list(json.loads(args.output.read_text())["seeds"].values())
     print("| score | " + " | ".join(f"{t}: AUROC / TPR at 1 % FPR" for t in TRIGGERS) + " |")
@@ -144,7 +191,14 @@ def main() -> None:
     runs.set_defaults(verb=run)
     renders = verbs.add_parser("render")
     renders.set_defaults(verb=render)
-    for verb in (runs, renders):
+    finds = verbs.add_parser("find")
+    finds.add_argument("--data", type=Path, required=True)
+    finds.add_argument(
+        "--cases", nargs="+", required=True, help="NAME:POISONED, such as refusal_vpi:48 or clean:0"
+    )
+    finds.add_argument("--seeds", type=int, nargs="+", default=[0])
+    finds.set_defaults(verb=find)
+    for verb in (runs, renders, finds):
         verb.add_argument("--output", type=Path, required=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     args = parser.parse_args()

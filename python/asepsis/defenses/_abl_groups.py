@@ -10,7 +10,7 @@ separability tells the two cases apart, and the half that was held out says whet
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -84,53 +84,43 @@ class Group:
         return replace(self, members=members, scores=np.fmax(self.scores, other.scores))
 
 
-def split_ranking(ranking: Ranking, data: Data, eligible: Mask) -> Group:
-    """Split a ranking as it stands: for causal LMs, which have no classes to contrast within."""
-    scores = -ranking.scores
-    usable = np.flatnonzero(eligible & np.isfinite(scores))
-    split = split_in_two(scores[usable])
-    upper = usable[split.upper]
-    within = len(upper) <= MOST_OF_A_CLASS * len(usable)
-    return Group(data.sample_ids[upper], scores, split.separation, float(within), None, ranking.step)
+@dataclass(frozen=True)
+class Showing:
+    """How suspects are shown to the model: the weights it begins with, the rows, the steps, a factor on the learning rate."""
+
+    start: Weights
+    data: Data
+    steps: int
+    learning_rate_scale: float
+
+
+Test = Callable[[Ranking, int | None, Mask], Generator[Request, Any, Group]]
 
 
 def find_group(
-    start: Weights,
-    before: Scores,
-    rankings: list[Ranking],
-    data: Data,
-    eligible: Mask,
-    *,
-    seed_ratio: float,
-    steps: int,
-    most_classes: int,
-    most_groups: int,
-    learning_rate_scale: float,
+    pairs: Sequence[tuple[Ranking, int | None]], eligible: Mask, data: Data, test: Test, *, most_groups: int
 ) -> Generator[Request, Any, list[Group]]:
-    """Test the suspects of each class and snapshot until a group stands apart, then look for more of the same class.
+    """Put the suspects of each ranking and class to a test until a group stands apart, then look for more of the same class.
 
     Several triggers make several groups, so once one is found the search goes on among the rows left over.
-    ``before`` are the log-odds [N] of being one of the suspects (class 1) under the weights of ``start``.
+
+    Parameters
+    ----------
+    pairs : sequence of (Ranking, int or None)
+        In the order they are tried; the class is None where rows have none.
+    eligible : ndarray of bool [N]
+        Rows that may be suspected.
+    data : Data
+    test : callable
+        Of a ranking, a class and the rows that may be suspected.
+    most_groups : int
 
     Returns
     -------
     list of Group
         All that were tried; where one was found the last entry is the union of what was found.
     """
-    count = max(4, int(seed_ratio * len(data)))
     tried: list[Group] = []
-
-    def test(ranking: Ranking, label: int, among: Mask) -> Generator[Request, Any, Group]:
-        return contrast(start, before, ranking, label, data, among, count, steps, learning_rate_scale)
-
-    classes = [suspicious_classes(ranking, data, eligible, count)[:most_classes] for ranking in rankings]
-    # The most suspicious class of every snapshot comes before the second of any.
-    pairs = [
-        (ranking, c[place])
-        for place in range(most_classes)
-        for ranking, c in zip(rankings, classes, strict=True)
-        if place < len(c)
-    ]
     for ranking, label in pairs:
         found = yield from test(ranking, label, eligible)
         tried.append(found)
@@ -148,18 +138,33 @@ def find_group(
     return tried
 
 
+def by_class(
+    rankings: Sequence[Ranking], data: Data, eligible: Mask, *, count: int, most_classes: int
+) -> list[tuple[Ranking, int | None]]:
+    """Return the classes to look into: the most suspicious class of every ranking before the second of any."""
+    classes = [suspicious_classes(ranking, data, eligible, count)[:most_classes] for ranking in rankings]
+    return [
+        (ranking, of_ranking[place])
+        for place in range(most_classes)
+        for ranking, of_ranking in zip(rankings, classes, strict=True)
+        if place < len(of_ranking)
+    ]
+
+
 def contrast(
-    start: Weights,
-    before: Scores,
     ranking: Ranking,
-    label: int,
-    data: Data,
+    label: int | None,
     eligible: Mask,
+    *,
+    showing: Showing,
+    before: Scores,
     count: int,
-    steps: int,
-    learning_rate_scale: float,
 ) -> Generator[Request, Any, Group]:
-    """Put the ``count`` lowest rows of one class to the test described in the module's docstring."""
+    """Put the ``count`` lowest rows of one class to the test described in the module's docstring.
+
+    ``before`` are the log-odds [N] of being one of the suspects (class 1) before anything is shown.
+    """
+    data = showing.data
     assert data.labels is not None
     in_class = data.labels == label
     candidates = np.flatnonzero(in_class & eligible & np.isfinite(ranking.scores))
@@ -176,10 +181,10 @@ def contrast(
         name=f"contrast in class {label}",
         rows=ids[ordinary],
         isolated=ids[shown],
-        steps=steps,
-        learning_rate_scale=learning_rate_scale,
+        steps=showing.steps,
+        learning_rate_scale=showing.learning_rate_scale,
         decay_steps=0,
-        start=start,
+        start=showing.start,
         relabel=Relabel(ids, is_shown),
     )
     after: Losses = yield Score(name=f"recognition in class {label}", rows=ids[in_class], relabel=as_shown)

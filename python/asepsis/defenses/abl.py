@@ -34,6 +34,7 @@ import logging
 import math
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -59,7 +60,18 @@ from asepsis.core.phases import (
 )
 from asepsis.data import Data
 from asepsis.defenses._abl_config import AblConfig
-from asepsis.defenses._abl_groups import SEPARATED, Group, Mask, Ranking, find_group, split_ranking
+from asepsis.defenses._abl_echo import answers_in_classes, echo, split_ranking
+from asepsis.defenses._abl_groups import (
+    SEPARATED,
+    Group,
+    Mask,
+    Ranking,
+    Showing,
+    Test,
+    by_class,
+    contrast,
+    find_group,
+)
 from asepsis.defenses.base import Defense, Paper, Threat
 from asepsis.errors import DefenseInert
 
@@ -189,26 +201,38 @@ class Abl(Defense[AblConfig]):
             records=trace,
         )
         rankings = self._rankings(trace, data, gamma)
-        if data.task == "classification" and c.grow_steps > 0:
-            tried = yield from find_group(
-                start,
-                before,
-                rankings,
-                data,
-                untrusted,
-                seed_ratio=c.seed_ratio,
-                steps=c.grow_steps,
-                most_classes=c.most_classes,
-                most_groups=c.most_groups,
-                learning_rate_scale=c.learning_rate_scale * c.grow_learning_rate_scale,
-            )
-        else:
+        if c.grow_steps == 0 or (data.responses is not None and answers_in_classes(data)):
             tried = [split_ranking(ranking, data, untrusted) for ranking in rankings]
+        else:
+            tried = yield from self._grow(start, base, before, rankings, data, untrusted)
         found = [group for group in tried if group.verdict == "found"]
         # The last group found is the union of all; where nothing was found the ranking itself is all there is.
         best = found[-1] if found else max(tried, key=lambda group: group.strength)
         report = self._report(trace, rankings, tried, best, data, gamma)
         return _Stage1(start, base, best, trace.evidence(), report)
+
+    def _grow(
+        self,
+        start: Weights,
+        base: Losses,
+        odds: NDArray[np.float32],
+        rankings: list[Ranking],
+        data: Data,
+        untrusted: Mask,
+    ) -> Generator[Request, Any, list[Group]]:
+        """Show the model some of the suspects and see which rows it then takes for the same, class by class where there are any."""
+        c = self.config
+        scale = c.learning_rate_scale * c.grow_learning_rate_scale
+        showing = Showing(start, data, c.grow_steps, scale)
+        test: Test
+        if data.task == "classification":
+            count = max(4, int(c.seed_ratio * len(data)))
+            pairs = by_class(rankings, data, untrusted, count=count, most_classes=c.most_classes)
+            test = partial(contrast, showing=showing, before=odds, count=count)
+        else:
+            pairs = [(ranking, None) for ranking in rankings]
+            test = partial(echo, showing=showing, before=base.mean, seed_ratio=c.seed_ratio)
+        return (yield from find_group(pairs, untrusted, data, test, most_groups=c.most_groups))
 
     def _rankings(self, trace: _Trace, data: Data, gamma: float) -> list[Ranking]:
         """Return a ranking for each snapshot, or one for reducers that look at all of them."""
