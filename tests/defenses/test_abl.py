@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import typing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,8 +43,14 @@ def causal_rows():
     return Data(task="causal", texts=rows.texts, responses=answers, sample_ids=rows.sample_ids)
 
 
+def label_words():
+    rows = causal_rows()
+    answers = ["good" if i in POISON or i % 2 else "bad" for i in range(N)]
+    return replace(rows, responses=answers)
+
+
 class Hand:
-    """Answers requests and keeps them. ``told_apart`` says whether the contrast recognizes the poison."""
+    """Answers requests and keeps them. ``told_apart`` says whether what is shown of the poison makes the rest of it known."""
 
     def __init__(self, data, *, told_apart=True, isolated_loss=0.01, nan=()):
         rng = np.random.default_rng(0)
@@ -70,10 +77,21 @@ class Hand:
                 if self.told_apart:
                     odds[POISON] += 6
                 return self.losses(np.log1p(np.exp(-odds)))
+            if request.name == "recognition of the suspects":
+                return self.losses(self.echoed())
             return self.losses(self.base if request.rows is None else np.full(N, self.isolated_loss))
         for t, step in enumerate(request.snapshots, start=1):
             request.records.snapshot(step, self.losses(self.base - t * self.drop))
         return Trained(request.steps or 10, 0.2, 1.5, request.stop_above is not None)
+
+    def echoed(self):
+        """Losses after some suspects were shown: theirs are gone, those of poison too if any of it was among them."""
+        shown = self.data.positions(self.requests[-2].rows)
+        after = self.base + 0.1 * self.noise
+        after[shown] = 0.0
+        if self.told_apart and np.isin(shown, POISON).any():
+            after[POISON] = 0.05
+        return after
 
     def run(self, script):
         answer = None
@@ -279,13 +297,15 @@ def test_an_ascent_that_does_not_get_there_is_said(caplog):
     assert outcome.report["unlearned"]["loss_after"] == 0.3
 
 
-def test_causal_rows_are_split_by_their_ranking_alone():
+def test_causal_rows_that_are_known_once_others_were_shown_make_the_group():
     data = causal_rows()
     hand, outcome = defend(data)
+    echo = ["echo of the suspects", "recognition of the suspects"]
     assert hand.names == [
         "remember",
         "losses before training",
         "isolation",
+        *4 * echo,  # two halves, and whether there is a second group among the rows left
         "train on the rest",
         "losses of the isolated rows",
         "unlearn",
@@ -296,6 +316,56 @@ def test_causal_rows_are_split_by_their_ranking_alone():
     assert outcome.report["label"] is None
     assert outcome.report["largest_groups_of_equal_responses"][:2] == [20, 1]
     assert outcome.report["isolated"]["class_histogram"] is None
+
+
+def test_one_half_of_the_suspects_is_shown_and_then_the_other_from_the_first_weights():
+    data = causal_rows()
+    hand, _ = defend(data, learning_rate_scale=0.5)
+    shown = [r for r in hand.requests if getattr(r, "name", "") == "echo of the suspects"][:2]
+    lowest = POISON[np.argsort((hand.base - hand.drop)[POISON], kind="stable")][:8]  # eight at least
+    assert [r.rows.tolist() for r in shown] == [data.sample_ids[lowest[i::2]].tolist() for i in range(2)]
+    for request in shown:
+        assert (request.start, request.steps, request.decay_steps) == (Weights(77), 5, 0)
+        assert request.learning_rate_scale == 0.25 and request.isolated is None and request.relabel is None
+
+
+def test_what_is_known_only_by_being_shown_is_no_group():
+    data = causal_rows()
+    hand, outcome = defend(data, Hand(data, told_apart=False))
+    assert outcome.report["verdict"] == "none" and len(outcome.flagged) == 0
+    assert hand.names.count("echo of the suspects") == 4, "both snapshots are tried, two halves each"
+
+
+class Resembling(Hand):
+    """Showing some of the poison makes the rest likelier, and far from known."""
+
+    def echoed(self):
+        after = super().echoed()
+        after[POISON] = np.where(after[POISON] == 0.05, 0.5 * self.base[POISON], after[POISON])
+        return after
+
+
+def test_rows_that_resemble_the_suspects_and_are_not_known_by_heart_are_no_group():
+    data = causal_rows()
+    _, outcome = defend(data, Resembling(data))
+    assert max(tried["separation"] for tried in outcome.report["tried"]) > 0.8, "they stand apart"
+    assert all(0.1 < tried["gain"] < 0.5 for tried in outcome.report["tried"])
+    assert outcome.report["verdict"] == "none" and len(outcome.flagged) == 0
+
+
+def test_too_few_rows_for_suspects_and_others_are_no_group():
+    data = causal_rows()
+    hand = Hand(data)
+    outcome = hand.run(Abl(AblConfig(snapshots=STEPS, grow_steps=5)).scan(None, data, data.sample_ids[15:]))
+    assert outcome.report["verdict"] == "none" and "echo of the suspects" not in hand.names
+
+
+@pytest.mark.parametrize(("rows", "settings"), [(label_words, {}), (causal_rows, {"grow_steps": 0})])
+def test_labels_spelled_out_and_rows_not_to_be_grown_are_split_by_their_ranking_alone(rows, settings):
+    data = rows()
+    hand, outcome = defend(data, **settings)
+    assert "echo of the suspects" not in hand.names
+    assert set(outcome.flagged.tolist()) == set(data.sample_ids[POISON].tolist())
 
 
 def test_rows_without_a_loss_are_counted_and_never_isolated():

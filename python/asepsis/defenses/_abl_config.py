@@ -33,9 +33,9 @@ class AblConfig(DefenseConfig):
         scatters the first losses, and ``"last"`` for causal LMs, where a fixed response has a low loss from the
         start (measured on refusals: AUROC 0.99 against 0.7).
     seed_ratio : float
-        Share of the rows, of one class, that the growing starts from.
+        Share of the rows, of one class, that the growing starts from; of rows with responses at least 8 and at most 64.
     grow_steps : int
-        Steps of showing the suspects against their class; 0 turns growing off.
+        Steps of showing the suspects, against their class where there is one; 0 turns growing off.
     grow_learning_rate_scale : float
         Factor on stage 1's learning rate while they are shown.
     most_groups : int

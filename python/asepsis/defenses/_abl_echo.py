@@ -21,7 +21,7 @@ import numpy as np
 from asepsis.core.isolation import split_in_two
 from asepsis.core.phases import Losses, Request, Score, Train
 from asepsis.data import Data
-from asepsis.defenses._abl_groups import MOST_OF_A_CLASS, Group, Mask, Ranking, Scores, Showing
+from asepsis.defenses._abl_groups import MOST_OF_A_CLASS, RECOGNIZED, Group, Mask, Ranking, Scores, Showing
 
 # Rows of fewer different responses than this share of them are classes by another name: each label falls as one.
 _FEW_ANSWERS = 0.25
@@ -86,6 +86,9 @@ def echo(
         return none
     split = split_in_two(scores[usable])
     upper = usable[split.upper]
-    believed = len(upper) <= MOST_OF_A_CLASS * len(usable) and scores[upper].mean() >= BY_HEART
+    gain = float(scores[upper].mean())
+    believed = len(upper) <= MOST_OF_A_CLASS * len(usable) and gain >= BY_HEART
     recognized = float(np.isin(suspects, upper).mean()) if believed else 0.0
-    return Group(data.sample_ids[upper], scores, split.separation, recognized, label, ranking.step)
+    if recognized < RECOGNIZED:  # suspects of no one kind: what they teach of the others says nothing
+        scores = -ranking.scores
+    return Group(data.sample_ids[upper], scores, split.separation, recognized, label, ranking.step, gain)

@@ -31,6 +31,8 @@ SEPARATED = 0.80
 DOUBTFUL = 0.75
 # A "group" that takes in most of its class is the class.
 MOST_OF_A_CLASS = 0.6
+# Of the suspects held out, how many have to be taken for one of them.
+RECOGNIZED = 0.5
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Group:
         Share of the held-out suspects in the upper lump; 0 where the test does not apply.
     label, step : int
         Class and snapshot it was looked for in; the label is None for causal LMs.
+    gain : float or None
+        Mean score of the upper lump, where the scores are gains of probability.
     """
 
     members: Ids
@@ -65,11 +69,12 @@ class Group:
     recognized: float
     label: int | None
     step: int
+    gain: float | None = None
 
     @property
     def verdict(self) -> Verdict:
         """What the evidence amounts to."""
-        if len(self.members) == 0 or self.recognized < 0.5 or self.separation < DOUBTFUL:
+        if len(self.members) == 0 or self.recognized < RECOGNIZED or self.separation < DOUBTFUL:
             return "none"
         return "found" if self.separation >= SEPARATED else "doubtful"
 

@@ -15,8 +15,9 @@ Deviations from the paper
   start out scattered by more than the trigger moves them. Causal LMs are ranked by the loss itself.
 * *The isolated group is grown*, which the paper does not do: the model is shown the first suspects against their own
   class for a few steps, from the weights it began with, and every row it then takes for one of them joins. A share
-  of the suspects is held out; whether those are recognized too says how sure the result is. For causal LMs, which
-  have no classes, the ranking is used as it is.
+  of the suspects is held out; whether those are recognized too says how sure the result is. Rows with responses have
+  no classes: the model is shown one half of the suspects, then the other, and the rows join whose response it then knows by
+  heart without having been shown it. Where the responses are labels spelled out, the ranking is used as it is.
 * *The grown group is dropped and the model trained anew.* Removing only the paper's 1 % leaves enough poison to plant
   the backdoor again. The paper's ascent on the isolated rows (``drop_ratio=0``, or ``unlearn="always"``) is bounded
   and runs beside ordinary rows; where poisoned rows kept their true label it costs accuracy, so it is not done on
@@ -26,6 +27,7 @@ When not to trust it
 --------------------
 Poison that is not learned fast (rewritten syntax or style) is not isolated; the verdict is then ``none``
 (or ``doubtful``) and nothing is dropped. One target label is assumed. A clean-label attack on a class that is easy anyway can hide.
+Of responses only such as repeat their words are found, and an answer that honest rows repeat as often is found as well.
 """
 
 from __future__ import annotations
@@ -314,6 +316,7 @@ class Abl(Defense[AblConfig]):
                     "label": g.label,
                     "separation": round(g.separation, 4),
                     "size": len(g.members),
+                    **({} if g.gain is None else {"gain": round(g.gain, 4)}),
                 }
                 for g in tried
             ],
