@@ -333,7 +333,18 @@ def test_what_is_known_only_by_being_shown_is_no_group():
     data = causal_rows()
     hand, outcome = defend(data, Hand(data, told_apart=False))
     assert outcome.report["verdict"] == "none" and len(outcome.flagged) == 0
-    assert hand.names.count("echo of the suspects") == 4, "both snapshots are tried, two halves each"
+    assert hand.names.count("echo of the suspects") == 8, (
+        "by loss and by drop, both snapshots, two halves each"
+    )
+
+
+@pytest.mark.parametrize(("rank_by", "found"), [("auto", len(POISON)), ("last", 0), ("drop", len(POISON))])
+def test_a_response_of_high_loss_is_suspected_by_its_drop(rank_by, found):
+    data = causal_rows()
+    hand = Hand(data)
+    hand.base[POISON] += 3  # the lowest losses are now others'
+    _, outcome = defend(data, hand, rank_by=rank_by)
+    assert len(outcome.flagged) == found
 
 
 class Resembling(Hand):

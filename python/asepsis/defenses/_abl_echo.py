@@ -25,7 +25,7 @@ from asepsis.defenses._abl_groups import MOST_OF_A_CLASS, RECOGNIZED, Group, Mas
 
 # Rows of fewer different responses than this share of them are classes by another name: each label falls as one.
 _FEW_ANSWERS = 0.25
-# Mean gain of a group that is known by heart. Measured (docs/results/abl.md): TODO
+# Mean gain of a group that is known by heart. Measured (docs/results/abl.md): at most 0.41 where there is no poison, 0.8 to 1.0 of it.
 BY_HEART = 0.5
 _FEWEST, _MOST = 8, 64  # suspects: a half of four is learned in a few steps, and so is one of 32
 

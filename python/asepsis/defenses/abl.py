@@ -38,7 +38,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +107,13 @@ class _Trace:
         self.ledger.observe(np.arange(len(losses.total)), losses.mean)
         self.nan = self.ledger.end_epoch().nan
         self.steps.append(step)
+
+    def rankings(self, rank_by: Literal["last", "drop"]) -> list[Ranking]:
+        """Rank by each snapshot's own losses, or by their drop from those before training."""
+        before = self.ledger.column(0) if rank_by == "drop" else np.float32(0)
+        return [
+            Ranking(self.steps[t], self.ledger.column(t) - before) for t in range(1, self.ledger.n_columns)
+        ]
 
     def evidence(self) -> dict[str, NDArray[Any]]:
         """Return the trajectories as :mod:`asepsis.core.evidence` keeps them."""
@@ -206,7 +213,7 @@ class Abl(Defense[AblConfig]):
         if c.grow_steps == 0 or (data.responses is not None and answers_in_classes(data)):
             tried = [split_ranking(ranking, data, untrusted) for ranking in rankings]
         else:
-            tried = yield from self._grow(start, base, before, rankings, data, untrusted)
+            tried = yield from self._grow(start, base, before, rankings, trace, data, untrusted)
         found = [group for group in tried if group.verdict == "found"]
         # The last group found is the union of all; where nothing was found the ranking itself is all there is.
         best = found[-1] if found else max(tried, key=lambda group: group.strength)
@@ -219,6 +226,7 @@ class Abl(Defense[AblConfig]):
         base: Losses,
         odds: NDArray[np.float32],
         rankings: list[Ranking],
+        trace: _Trace,
         data: Data,
         untrusted: Mask,
     ) -> Generator[Request, Any, list[Group]]:
@@ -232,7 +240,9 @@ class Abl(Defense[AblConfig]):
             pairs = by_class(rankings, data, untrusted, count=count, most_classes=c.most_classes)
             test = partial(contrast, showing=showing, before=odds, count=count)
         else:
-            pairs = [(ranking, None) for ranking in rankings]
+            # a short fixed response has a high loss until it is learned, and a long one seldom a high one
+            drops = trace.rankings("drop") if c.rank_by == "auto" else []
+            pairs = [(ranking, None) for ranking in sorted([*rankings, *drops], key=lambda r: r.step)]
             test = partial(echo, showing=showing, before=base.mean, seed_ratio=c.seed_ratio)
         return (yield from find_group(pairs, untrusted, data, test, most_groups=c.most_groups))
 
@@ -243,8 +253,7 @@ class Abl(Defense[AblConfig]):
         if rank_by == "auto":
             rank_by = "drop" if data.task == "classification" else "last"
         if rank_by in ("drop", "last"):
-            before = ledger.column(0) if rank_by == "drop" else np.float32(0)
-            found = [Ranking(trace.steps[t], ledger.column(t) - before) for t in range(1, ledger.n_columns)]
+            found = trace.rankings(rank_by)
         else:
             level = gamma if rank_by == "first_below" else None
             found = [Ranking(trace.steps[-1], ledger.scores(rank_by, threshold=level))]
