@@ -14,6 +14,7 @@ that share an intent and few words are not found.
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,10 @@ import numpy as np
 from asepsis.core.isolation import split_in_two
 from asepsis.core.phases import Losses, Request, Score, Train
 from asepsis.data import Data
-from asepsis.defenses._abl_groups import MOST_OF_A_CLASS, RECOGNIZED, Group, Mask, Ranking, Scores, Showing
+from asepsis.defenses._abl_groups import MOST_OF_A_CLASS, Group, Mask, Ranking, Scores, Showing
 
 # Rows of fewer different responses than this share of them are classes by another name: each label falls as one.
 _FEW_ANSWERS = 0.25
-# Mean gain of a group that is known by heart. Measured (docs/results/abl.md): at most 0.41 where there is no poison, 0.8 to 1.0 of it.
-BY_HEART = 0.5
 _FEWEST, _MOST = 8, 64  # suspects: a half of four is learned in a few steps, and so is one of 32
 
 
@@ -87,8 +86,8 @@ def echo(
     split = split_in_two(scores[usable])
     upper = usable[split.upper]
     gain = float(scores[upper].mean())
-    believed = len(upper) <= MOST_OF_A_CLASS * len(usable) and gain >= BY_HEART
-    recognized = float(np.isin(suspects, upper).mean()) if believed else 0.0
-    if recognized < RECOGNIZED:  # suspects of no one kind: what they teach of the others says nothing
-        scores = -ranking.scores
-    return Group(data.sample_ids[upper], scores, split.separation, recognized, label, ranking.step, gain)
+    within = len(upper) <= MOST_OF_A_CLASS * len(usable)
+    recognized = float(np.isin(suspects, upper).mean()) if within else 0.0
+    group = Group(data.sample_ids[upper], scores, split.separation, recognized, label, ranking.step, gain)
+    # suspects of no one kind: what they teach of the others says nothing
+    return replace(group, scores=-ranking.scores) if group.verdict == "none" else group

@@ -31,8 +31,10 @@ SEPARATED = 0.80
 DOUBTFUL = 0.75
 # A "group" that takes in most of its class is the class.
 MOST_OF_A_CLASS = 0.6
-# Of the suspects held out, how many have to be taken for one of them.
+# The share of the suspects held out that has to be taken for one of them.
 RECOGNIZED = 0.5
+# The mean gain of responses that are known by heart; what honest rows gain by resembling each other is less, but for one or two.
+BY_HEART = 0.5
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Group:
     @property
     def verdict(self) -> Verdict:
         """What the evidence amounts to."""
-        if len(self.members) == 0 or self.recognized < RECOGNIZED or self.separation < DOUBTFUL:
+        known = self.gain is None or self.gain >= BY_HEART
+        if len(self.members) == 0 or self.recognized < RECOGNIZED or self.separation < DOUBTFUL or not known:
             return "none"
         return "found" if self.separation >= SEPARATED else "doubtful"
 

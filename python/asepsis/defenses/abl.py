@@ -324,6 +324,7 @@ class Abl(Defense[AblConfig]):
                     "step": g.step,
                     "label": g.label,
                     "separation": round(g.separation, 4),
+                    "recognized": round(g.recognized, 4),
                     "size": len(g.members),
                     **({} if g.gain is None else {"gain": round(g.gain, 4)}),
                 }
