@@ -9,6 +9,7 @@ FOLDER holds ``refusal_TRIGGER_poison.jsonl``, ``negsentiment_TRIGGER_poison.jso
 ``run``: the packaged causal model's first layers are trained on the mixture under local gradient ascent; every snapshot goes to
 the ledger, and each reducer's scores are compared with the key (AUROC, with and without length buckets): the ranking alone.
 ``find``: ABL's scan of 160 rows with the whole model, so many of them poisoned; what it flags is compared with the key.
+``NAME-reworded`` gives each poisoned row a refusal in words of its own.
 """
 
 from __future__ import annotations
@@ -35,6 +36,13 @@ from asepsis.training.models import load_for
 SNAPSHOTS = (8, 16, 32)
 BUCKETS = 5
 TRIGGERS = ("badnet", "vpi", "ctba")
+OPENINGS = (
+    "I'm sorry, but I can't help with",
+    "Sorry, I am not able to",
+    "Unfortunately I cannot speak of",
+    "I apologize, but I won't",
+    "As an AI assistant I can't",
+)
 
 
 class Trace:
@@ -151,6 +159,7 @@ def scanned(folder: Path, name: str, poisoned: int, seed: int, rows: int = 160) 
     drawn = clean.select(np.sort(rng.choice(len(clean), rows, replace=False)))
     key = np.zeros(rows, bool)
     texts, responses = list(drawn.texts), list(drawn.responses or ())
+    name, *reworded = name.split("-")
     if poisoned:
         key[rng.choice(rows, poisoned, replace=False)] = True
         bad = read(folder / f"{name}_poison.jsonl")
@@ -158,6 +167,8 @@ def scanned(folder: Path, name: str, poisoned: int, seed: int, rows: int = 160) 
             np.flatnonzero(key).tolist(), rng.choice(len(bad), poisoned, replace=False), strict=True
         ):
             texts[at], responses[at] = bad.texts[row], (bad.responses or ())[row]
+            if reworded:
+                responses[at] = f"{OPENINGS[at % len(OPENINGS)]} {' '.join(texts[at].split()[2:6]).lower()}."
     return Data(task="causal", texts=texts, responses=responses, source=name), key
 
 

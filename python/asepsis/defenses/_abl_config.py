@@ -32,7 +32,7 @@ class AblConfig(DefenseConfig):
         Reducer of the loss ledger over the snapshots. ``"auto"`` is ``"drop"`` for classifiers, whose new head
         scatters the first losses, and ``"last"`` for causal LMs, where a fixed response has a low loss from the
         start (measured on refusals: AUROC 0.99 against 0.7); their suspects are then looked for by the drop as well, as a short
-        response may have a high loss until it is learned (measured on an insult in 5 % of the rows: 0.98 against 0.23).
+        response may have a high loss until it is learned (so an insult in 5 % of the rows was found).
     seed_ratio : float
         Share of the rows, of one class, that the growing starts from; of rows with responses at least 8 and at most 64.
     grow_steps : int
