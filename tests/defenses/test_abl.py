@@ -305,7 +305,8 @@ def test_causal_rows_that_are_known_once_others_were_shown_make_the_group():
         "remember",
         "losses before training",
         "isolation",
-        *4 * echo,  # two halves, and whether there is a second group among the rows left
+        *2 * echo,  # two halves
+        *4 * echo,  # whether there is a second group among the rows left, by loss and by drop
         "train on the rest",
         "losses of the isolated rows",
         "unlearn",
@@ -336,6 +337,44 @@ def test_what_is_known_only_by_being_shown_is_no_group():
     assert hand.names.count("echo of the suspects") == 8, (
         "by loss and by drop, both snapshots, two halves each"
     )
+
+
+def test_a_second_group_of_another_kind_is_found_by_the_other_ranking():
+    class Two(Hand):
+        def echoed(self):
+            shown = self.data.positions(self.requests[-2].rows)
+            after = self.base + 0.1 * np.abs(self.noise)
+            for kind in (POISON[:10], POISON[10:]):
+                after[kind] = 0.05 if np.isin(shown, kind).any() else after[kind]
+            return after
+
+    data = causal_rows()
+    hand = Two(data)
+    hand.base[POISON[10:]] += 3  # short responses: a high loss that falls
+    hand.drop[POISON[10:]] += 0.5
+    hand.base[POISON[:10]], hand.drop[POISON[:10]] = 1.0, 0.6
+    _, outcome = defend(data, hand)
+    assert set(outcome.flagged.tolist()) == set(data.sample_ids[POISON].tolist())
+    assert outcome.report["tried"][-1]["size"] == 20
+
+
+def test_trusted_rows_are_neither_shown_nor_suspected_where_rows_have_responses():
+    data = causal_rows()
+    trusted = data.sample_ids[POISON[:4]]
+    hand = Hand(data)
+    outcome = hand.run(Abl(AblConfig(snapshots=STEPS, grow_steps=5)).scan(None, data, trusted))
+    assert set(outcome.flagged.tolist()) == set(data.sample_ids[POISON[4:]].tolist())
+    for request in (r for r in hand.requests if isinstance(r, Train)):
+        assert not np.isin(request.rows, trusted).any(), request.name
+
+
+def test_beyond_the_group_a_fixed_share_follows_the_gains_below_zero_too():
+    data = causal_rows()
+    hand, outcome = defend(data, drop_ratio=0.5, unlearn="never")
+    dropped = data.positions(outcome.flagged)
+    kept = np.setdiff1d(np.arange(N), dropped)
+    assert set(POISON) <= set(dropped.tolist()) and len(dropped) == 100
+    assert hand.noise[np.setdiff1d(dropped, POISON)].max() <= hand.noise[kept].min() + 0.5
 
 
 @pytest.mark.parametrize(("rank_by", "found"), [("auto", len(POISON)), ("last", 0), ("drop", len(POISON))])

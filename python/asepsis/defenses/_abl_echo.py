@@ -60,7 +60,7 @@ def echo(
     """
     data = showing.data
     usable = np.flatnonzero(eligible & np.isfinite(ranking.scores) & np.isfinite(before))
-    count = min(_MOST, max(_FEWEST, int(seed_ratio * len(data))))
+    count = min(_MOST, max(_FEWEST, int(seed_ratio * len(usable))))
     none = Group(np.empty(0, np.int64), -ranking.scores, 0.0, 0.0, label, ranking.step)
     if len(usable) < 2 * count:
         return none
@@ -77,13 +77,14 @@ def echo(
             start=showing.start,
         )
         after: Losses = yield Score(name="recognition of the suspects")
-        gains.append(np.maximum(np.exp(-after.mean) - np.exp(-before), 0))  # a loss that rises says nothing
+        gains.append(np.exp(-after.mean) - np.exp(-before))
     scores = np.minimum(*gains)
     for half, gain in zip(halves, reversed(gains), strict=True):
         scores[half] = gain[half]
-    if not np.isfinite(scores[usable]).all() or np.ptp(scores[usable]) == 0:
+    gained = np.maximum(scores[usable], 0)  # how far a loss rises says nothing
+    if not np.isfinite(gained).all() or np.ptp(gained) == 0:
         return none
-    split = split_in_two(scores[usable])
+    split = split_in_two(gained)
     upper = usable[split.upper]
     gain = float(scores[upper].mean())
     within = len(upper) <= MOST_OF_A_CLASS * len(usable)

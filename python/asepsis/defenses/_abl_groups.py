@@ -26,7 +26,8 @@ Scores = NDArray[np.float32]
 Verdict = Literal["found", "doubtful", "none"]
 
 # Otsu's separability of a Gaussian is 2/pi = 0.64 and of a uniform density 0.75. Measured (docs/results/abl.md):
-# at most 0.74 where there is no trigger to find, 0.77 to 0.98 where there is.
+# of classes at most 0.74 where there is no trigger to find, 0.77 to 0.98 where there is. Gains of responses stand apart more
+# easily, and BY_HEART and RECOGNIZED decide.
 SEPARATED = 0.80
 DOUBTFUL = 0.75
 # A "group" that takes in most of its class is the class.
@@ -82,9 +83,18 @@ class Group:
         return "found" if self.separation >= SEPARATED else "doubtful"
 
     @property
-    def strength(self) -> float:
-        """Orders groups by evidence."""
-        return self.separation * self.recognized
+    def strength(self) -> tuple[int, float]:
+        """Orders groups by verdict and then by evidence."""
+        return ("none", "doubtful", "found").index(self.verdict), self.separation * self.recognized
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """What the verdict is made of and what is wanted, JSON-ready."""
+        found = {"separation": self.separation, "separation_wanted": SEPARATED, "recognized": self.recognized}
+        found["recognized_wanted"] = RECOGNIZED
+        if self.gain is not None:
+            found |= {"gain": self.gain, "gain_wanted": BY_HEART}
+        return {name: round(value, 4) for name, value in found.items()}
 
     def joined_by(self, other: Group) -> Group:
         """Return both groups as one; a row keeps the higher of its scores, the evidence is the first group's."""
@@ -110,7 +120,7 @@ def find_group(
 ) -> Generator[Request, Any, list[Group]]:
     """Put the suspects of each ranking and class to a test until a group stands apart, then look for more of the same class.
 
-    Several triggers make several groups, so once one is found the search goes on among the rows left over.
+    Several triggers make several groups, so once one is found the search goes on among the rows left over, by every ranking of its step.
 
     Parameters
     ----------
@@ -135,13 +145,17 @@ def find_group(
         if found.verdict != "found":
             continue
         left = eligible.copy()
+        beside = [other for other, of in pairs if of == label and other.step == ranking.step]
         for _ in range(1, most_groups):
             left[data.positions(found.members)] = False
-            more = yield from test(ranking, label, left)
-            tried.append(more)
-            if more.verdict != "found":
+            for other in beside:
+                more = yield from test(other, label, left)
+                tried.append(more)
+                if more.verdict == "found":
+                    found = found.joined_by(more)
+                    break
+            else:
                 break
-            found = found.joined_by(more)
         return [*tried, found]
     return tried
 

@@ -12,7 +12,7 @@ Deviations from the paper
   epoch the clean rows have caught up and the ranking is lost (measured, see ``docs/results/abl.md``).
 * *The sign of the batch mean*, as the authors' code has it, not of each sample, as the equation reads.
 * *Classifiers are ranked by the drop* from the loss before the first step: a new head is random, so absolute losses
-  start out scattered by more than the trigger moves them. Causal LMs are ranked by the loss itself.
+  start out scattered by more than the trigger moves them. Causal LMs are ranked by the loss itself, and suspected by either.
 * *The isolated group is grown*, which the paper does not do: the model is shown the first suspects against their own
   class for a few steps, from the weights it began with, and every row it then takes for one of them joins. A share
   of the suspects is held out; whether those are recognized too says how sure the result is. Rows with responses have
@@ -44,7 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asepsis.core.isolation import agreement, log_odds, within_buckets
-from asepsis.core.ledger import LossLedger
+from asepsis.core.ledger import LossLedger, Reducer
 from asepsis.core.losses import BoundedAscent, Flooding, auto_gamma
 from asepsis.core.phases import (
     Acted,
@@ -64,7 +64,6 @@ from asepsis.data import Data
 from asepsis.defenses._abl_config import AblConfig
 from asepsis.defenses._abl_echo import answers_in_classes, echo, split_ranking
 from asepsis.defenses._abl_groups import (
-    SEPARATED,
     Group,
     Mask,
     Ranking,
@@ -134,7 +133,7 @@ class Abl(Defense[AblConfig]):
     threat = Threat.DATA
     needs = frozenset[str]()
     config_type = AblConfig
-    cost = "a short first training and an evaluation pass over all rows at each snapshot, then training as usual without the group"
+    cost = "a short first training, an evaluation pass over all rows at each snapshot, short trainings and passes to grow the group, then training as usual without it"
 
     def script(self, model: Any, data: Data) -> Script:
         """Isolate, train anew on the rest, unlearn what was isolated."""
@@ -209,14 +208,17 @@ class Abl(Defense[AblConfig]):
             snapshots=c.snapshots,
             records=trace,
         )
-        rankings = self._rankings(trace, data, gamma)
+        rankings = self._rankings(trace, data, gamma, c.rank_by)
         if c.grow_steps == 0 or (data.responses is not None and answers_in_classes(data)):
             tried = [split_ranking(ranking, data, untrusted) for ranking in rankings]
         else:
-            tried = yield from self._grow(start, base, before, rankings, trace, data, untrusted)
+            drops = self._rankings(trace, data, gamma, "drop") if c.rank_by == "auto" else []
+            tried = yield from self._grow(start, base, before, rankings, drops, data, untrusted)
         found = [group for group in tried if group.verdict == "found"]
-        # The last group found is the union of all; where nothing was found the ranking itself is all there is.
+        # The last group found is the union of all; where nothing was found the first ranking of its kind is all there is.
         best = found[-1] if found else max(tried, key=lambda group: group.strength)
+        if best.verdict == "none" and data.responses is not None:
+            best = tried[0]
         report = self._report(trace, rankings, tried, best, data, gamma)
         return _Stage1(start, base, best, trace.evidence(), report)
 
@@ -226,7 +228,7 @@ class Abl(Defense[AblConfig]):
         base: Losses,
         odds: NDArray[np.float32],
         rankings: list[Ranking],
-        trace: _Trace,
+        drops: list[Ranking],
         data: Data,
         untrusted: Mask,
     ) -> Generator[Request, Any, list[Group]]:
@@ -241,15 +243,15 @@ class Abl(Defense[AblConfig]):
             test = partial(contrast, showing=showing, before=odds, count=count)
         else:
             # a short fixed response has a high loss until it is learned, and a long one seldom a high one
-            drops = trace.rankings("drop") if c.rank_by == "auto" else []
             pairs = [(ranking, None) for ranking in sorted([*rankings, *drops], key=lambda r: r.step)]
             test = partial(echo, showing=showing, before=base.mean, seed_ratio=c.seed_ratio)
         return (yield from find_group(pairs, untrusted, data, test, most_groups=c.most_groups))
 
-    def _rankings(self, trace: _Trace, data: Data, gamma: float) -> list[Ranking]:
+    def _rankings(
+        self, trace: _Trace, data: Data, gamma: float, rank_by: Reducer | Literal["auto"]
+    ) -> list[Ranking]:
         """Return a ranking for each snapshot, or one for reducers that look at all of them."""
         c, ledger = self.config, trace.ledger
-        rank_by = c.rank_by
         if rank_by == "auto":
             rank_by = "drop" if data.task == "classification" else "last"
         if rank_by in ("drop", "last"):
@@ -273,7 +275,7 @@ class Abl(Defense[AblConfig]):
             dropped = group.members
         else:
             message = (
-                f"abl: no group of rows stands apart (separation {group.separation:.2f}, {SEPARATED} wanted): "
+                f"abl: no group of rows stands apart ({_told(group.measures)}): "
                 "nothing is dropped or unlearned. Poison that is not learned fast is not seen by ABL"
             )
             if c.on_nothing_found == "raise":
@@ -309,9 +311,7 @@ class Abl(Defense[AblConfig]):
         lowest = [np.argsort(ranking.scores, kind="stable")[:k] for ranking in rankings]
         report: dict[str, Any] = {
             "verdict": best.verdict,
-            "separation": round(best.separation, 4),
-            "separation_wanted": SEPARATED,
-            "recognized": round(best.recognized, 4),
+            **best.measures,
             "label": best.label,
             "group": len(best.members),
             "gamma": gamma,
@@ -323,10 +323,8 @@ class Abl(Defense[AblConfig]):
                 {
                     "step": g.step,
                     "label": g.label,
-                    "separation": round(g.separation, 4),
-                    "recognized": round(g.recognized, 4),
+                    **{name: value for name, value in g.measures.items() if not name.endswith("_wanted")},
                     "size": len(g.members),
-                    **({} if g.gain is None else {"gain": round(g.gain, 4)}),
                 }
                 for g in tried
             ],
@@ -355,6 +353,13 @@ class Abl(Defense[AblConfig]):
             evidence=stage1.losses,
             report=stage1.report,
         )
+
+
+def _told(measures: dict[str, float]) -> str:
+    named = [name for name in measures if f"{name}_wanted" in measures]
+    return "; ".join(
+        f"{name} {measures[name]:.2f}, {measures[f'{name}_wanted']:.2f} wanted" for name in named
+    )
 
 
 def _odds_of_class_one(data: Data, base: Losses) -> Generator[Request, Any, NDArray[np.float32]]:

@@ -10,6 +10,8 @@ no model. An attack with a response for each prompt passes, and so does the firs
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from asepsis.data import Data
@@ -38,7 +40,9 @@ def by_repeats(data: Data) -> Found:
     if data.responses is None:
         raise DataError(f"{data.source}: repeats are looked for in responses, and these rows have none")
     said = [" ".join(response.casefold().split()) for response in data.responses]
-    _, first, group, sizes = np.unique(said, return_index=True, return_inverse=True, return_counts=True)
-    flags = np.ones(len(data), np.bool_)
-    flags[first] = False
-    return Found(sizes[group].astype(np.float64), flags, {"largest_groups": np.sort(sizes)[:-6:-1].tolist()})
+    sizes = Counter(said)
+    first = {response: at for at, response in reversed(list(enumerate(said)))}
+    flags = np.ones(len(said), np.bool_)
+    flags[list(first.values())] = False
+    suspicion = np.array([sizes[response] for response in said], np.float64)
+    return Found(suspicion, flags, {"largest_groups": [size for _, size in sizes.most_common(5)]})

@@ -24,9 +24,12 @@ from asepsis.evaluation.report.sections import (
 
 _PROVES_NOTHING = "That does not prove that none is poisoned: a method sees what it looks for, and says nothing of the rest."
 _MEASURES = {
-    "separation": "separation of the suspected group (a single lump has about 0.64)",
+    "separation": "separation of the suspected group (a single lump has about 0.64; of gains, more)",
     "separation_wanted": "separation wanted",
     "recognized": "share of held-out suspects recognized",
+    "recognized_wanted": "share wanted",
+    "gain": "gain in probability of the group's responses once others of it were shown",
+    "gain_wanted": "gain wanted",
     "label": "class of the suspected group",
     "chosen_step": "step at which rows were ranked",
     "agreement_of_neighbors": "overlap of the lowest rows between snapshots",
