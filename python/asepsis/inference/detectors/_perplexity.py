@@ -36,7 +36,7 @@ class PerplexityScorer:
     batch_tokens : int
         Most tokens of one forward pass, padding included; a single longer text goes alone.
     precision : {"fp32", "bf16", "auto"}
-        Of matrix products; the last one, over the vocabulary, is in fp32. ``"auto"`` is bf16 where the device multiplies it natively.
+        Of matrix products; the last one, over the vocabulary, is in that of its own weights. ``"auto"`` is bf16 where the device multiplies it natively.
 
     Raises
     ------
