@@ -238,7 +238,7 @@ def test_the_peak_is_of_the_work_inside_whatever_came_before():
         peaks.append(peak.bytes)
         kept = [np.ones(2500) for _ in range(20_000)]  # 400 MB, gone again
         del kept
-    assert all(70e6 < size < 110e6 for size in peaks), peaks
+    assert all(50e6 < size < 110e6 for size in peaks), peaks  # a part may fit into pages that stay
     with Peak() as nothing:
         pass
     assert nothing.bytes < 20e6
