@@ -209,7 +209,8 @@ class Abl(Defense[AblConfig]):
             records=trace,
         )
         rankings = self._rankings(trace, data, gamma, c.rank_by)
-        if c.grow_steps == 0 or (data.responses is not None and answers_in_classes(data)):
+        grown = c.grow_steps > 0 and (data.responses is None or not answers_in_classes(data))
+        if not grown:
             tried = [split_ranking(ranking, data, untrusted) for ranking in rankings]
         else:
             drops = self._rankings(trace, data, gamma, "drop") if c.rank_by == "auto" else []
@@ -217,7 +218,7 @@ class Abl(Defense[AblConfig]):
         found = [group for group in tried if group.verdict == "found"]
         # The last group found is the union of all; where nothing was found the first ranking of its kind is all there is.
         best = found[-1] if found else max(tried, key=lambda group: group.strength)
-        if best.verdict == "none" and data.responses is not None:
+        if grown and best.verdict == "none" and data.responses is not None:
             best = tried[0]
         report = self._report(trace, rankings, tried, best, data, gamma)
         return _Stage1(start, base, best, trace.evidence(), report)
