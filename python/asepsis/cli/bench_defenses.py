@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +39,7 @@ def bench_defenses(
     from asepsis.cli._progress import shown
     from asepsis.errors import ConfigError
     from asepsis.evaluation.grid import plot_cells, read_grid, render, run_grid
+    from asepsis.evaluation.grid.apart import runner
     from asepsis.evaluation.report import require_matplotlib
     from asepsis.training.checkpoint import write_whole
 
@@ -49,17 +51,17 @@ def bench_defenses(
     if unknown := sorted(named - set(declared.defenses) - set(declared.attacks)):
         raise ConfigError(f"--only: the grid has no {', '.join(unknown)}")
     if not render_only:
-        with shown():
-            run_grid(
-                declared,
-                output,
-                data=data,
-                models=models,
-                defenses=(named & set(declared.defenses)) or None,
-                attacks=(named & set(declared.attacks)) or None,
-                seeds=seed or None,
-                on_cell=_say,
-            )
+        run_grid(
+            declared,
+            output,
+            data=data,
+            models=models,
+            defenses=(named & set(declared.defenses)) or None,
+            attacks=(named & set(declared.attacks)) or None,
+            seeds=seed or None,
+            on_cell=_say,
+            runner=partial(runner(), within=shown),
+        )
     if table is not None:
         plots = plot_cells(declared, output)
         names = {attack: f"{table.stem}-{attack}.svg" for attack in plots}

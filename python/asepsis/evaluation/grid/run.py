@@ -15,6 +15,7 @@ from typing import Any
 from asepsis.core.manifest import MANIFEST
 from asepsis.errors import AccuracyLost, DataError, DefenseInert, MissingReference
 from asepsis.evaluation.baselines._packages import check_packages
+from asepsis.evaluation.grid.apart import Runner, here
 from asepsis.evaluation.grid.entries import Entry, train_control, undefended
 from asepsis.evaluation.grid.measuring import numbers
 from asepsis.evaluation.grid.memory import Peak
@@ -41,6 +42,7 @@ def run_grid(
     attacks: Collection[str] | None = None,
     seeds: Collection[int] | None = None,
     on_cell: Callable[[dict[str, Any], float], None] = lambda row, seconds: None,
+    runner: Runner = here,
 ) -> list[Path]:
     """Run every cell that has no file yet.
 
@@ -56,6 +58,10 @@ def run_grid(
         Only these.
     on_cell : callable
         Called with each new cell and its seconds.
+    runner : callable
+        Runs a cell, and the undefended model that it starts from. With :func:`~asepsis.evaluation.grid.apart.apart`, which
+        the command takes where there is no GPU, a cell's memory is not mixed with what earlier cells left in the process;
+        a script then has to be guarded by ``if __name__ == "__main__"``.
 
     Returns
     -------
@@ -83,7 +89,10 @@ def run_grid(
     check_packages({name for cell in todo for name in grid.entry(cell.defense).packages})
     for cell in todo:
         began = time.monotonic()
-        row = _measured(grid, cell, None if data is None else Path(data), kept)
+        asked = (grid, cell, None if data is None else Path(data), kept)
+        if grid.entry(cell.defense).reads_undefended:
+            runner(_prepare, *asked)  # outside of what is timed, and of what the defense answers for
+        row = runner(_measured, *asked)
         path = folder / cell.file
         write_whole(path, json.dumps(row, indent=1) + "\n")
         written.append(path)
@@ -92,10 +101,20 @@ def run_grid(
     return written
 
 
-def _measured(grid: Grid, cell: Cell, data: Path | None, kept: Path) -> dict[str, Any]:
-    rows, entry = sources(grid, data, cell), grid.entry(cell.defense)
-    settings = grid.settings_of(cell.seed)
+def _site(grid: Grid, cell: Cell, data: Path | None, kept: Path) -> Site:
+    rows, settings = sources(grid, data, cell), grid.settings_of(cell.seed)
     site = Site(grid.model, rows, settings, lambda: _control(grid, cell, "none", site, kept))
+    return site
+
+
+def _prepare(grid: Grid, cell: Cell, data: Path | None, kept: Path) -> None:
+    """Make the undefended model of the cell's attack and seed, if it is not there."""
+    _site(grid, cell, data, kept).undefended()
+
+
+def _measured(grid: Grid, cell: Cell, data: Path | None, kept: Path) -> dict[str, Any]:
+    site, entry = _site(grid, cell, data, kept), grid.entry(cell.defense)
+    rows, settings = site.rows, site.settings
     row: dict[str, Any] = {
         "attack": cell.attack,
         "defense": cell.defense,
@@ -109,8 +128,6 @@ def _measured(grid: Grid, cell: Cell, data: Path | None, kept: Path) -> dict[str
         made = Made(*load_trained(folder), None, None, _manifest(folder))
         spent = _spent(folder)
     else:
-        if entry.reads_undefended:
-            site.undefended()  # made outside of what is timed, and of what the defense answers for
         try:
             made, spent = _made(entry, site)
         except _CANNOT_ACT as error:
