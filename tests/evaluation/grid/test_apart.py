@@ -7,11 +7,14 @@ import os
 import sys
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
+import torch
 
 from asepsis.errors import AccuracyLost, AsepsisError, ModelError
 from asepsis.evaluation.grid import run_grid
-from asepsis.evaluation.grid.apart import apart
+from asepsis.evaluation.grid.apart import apart, here, runner
+from asepsis.evaluation.grid.memory import Peak
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forkserver")
 
@@ -33,6 +36,13 @@ def asked():
     return os.getpid(), os.environ.get("ASEPSIS_TOLD")
 
 
+def grown():
+    with Peak() as peak:
+        held = np.ones(8_000_000)
+        del held
+    return peak.bytes
+
+
 def lost():
     raise AccuracyLost("too much", [{"ratio": 0.1}])
 
@@ -50,6 +60,15 @@ def test_it_runs_elsewhere_within_what_was_asked_for():
     there, within = apart(asked, within=told)
     assert there != here and within == "yes" and before is None
     assert asked() == (here, None)
+
+
+def test_memory_is_that_of_the_work_alone():
+    if torch.cuda.is_available():
+        assert runner() is here  # a GPU's counter knows what is in use
+        return
+    assert runner() is apart
+    for _ in range(2):
+        assert 64_000_000 <= apart(grown) < 72_000_000
 
 
 def test_what_it_raises_is_raised_here_with_its_traceback():
