@@ -26,8 +26,10 @@ class AblConfig(DefenseConfig):
         0.35 times the first mean loss for causal LMs.
     reduction : {"batch", "sample"}
         Whose sign local gradient ascent takes; ``"sample"`` follows the paper's equation and fails on text.
-    snapshots : tuple of int
-        Steps of stage 1 after which every row's loss is taken; the last one ends the stage.
+    snapshots : tuple of int or "auto"
+        Steps of stage 1 after which every row's loss is taken; the last one ends the stage. ``"auto"`` is 20, 40 and 80 for
+        classifiers, 20 and 40 for causal LMs. From the third on a classifier's rows are ranked by the drop since the one before:
+        poison of few rows (measured: 5 % of 2,000) is learned after the task. Steps of twice the last look for still fewer.
     rank_by : str or "auto"
         Reducer of the loss ledger over the snapshots. ``"auto"`` is ``"drop"`` for classifiers, whose new head
         scatters the first losses, and ``"last"`` for causal LMs, where a fixed response has a low loss from the
@@ -65,7 +67,7 @@ class AblConfig(DefenseConfig):
     isolation_ratio: float = 0.01
     gamma: float | Literal["auto"] = "auto"
     reduction: Reduction = "batch"
-    snapshots: tuple[int, ...] = (20, 40)
+    snapshots: tuple[int, ...] | Literal["auto"] = "auto"
     rank_by: Reducer | Literal["auto"] = "auto"
     seed_ratio: float = 0.02
     grow_steps: int = 20
@@ -88,7 +90,8 @@ class AblConfig(DefenseConfig):
                 raise ConfigError(
                     f"{name} must lie in (0, 0.5), got {getattr(self, name)!r}; ABL's share is 0.01"
                 )
-        if not self.snapshots or any(b <= a for a, b in pairwise((0, *self.snapshots))):
+        steps = (1,) if self.snapshots == "auto" else self.snapshots
+        if not steps or any(b <= a for a, b in pairwise((0, *steps))):
             raise ConfigError(f"snapshots must be increasing steps from 1 on, got {self.snapshots!r}")
         if self.drop_ratio != "auto" and not 0 <= self.drop_ratio < 1:
             raise ConfigError(f"drop_ratio must be 'auto' or lie in [0, 1), got {self.drop_ratio!r}")

@@ -29,7 +29,10 @@ Verdict = Literal["found", "doubtful", "none"]
 # of classes at most 0.74 where there is no trigger to find, 0.77 to 0.98 where there is. Gains of responses stand apart more
 # easily, and BY_HEART and RECOGNIZED decide.
 SEPARATED = 0.80
-DOUBTFUL = 0.75
+# Suspects that a test has gathered resemble each other without a trigger too: at most 0.75 measured, 0.81 where a whole
+# group was shown again; 0.84 to 0.95 where it was poison.
+SEPARATED_AGAIN = 0.82
+DOUBTFUL = 0.05  # so much less
 # A "group" that takes in most of its class is the class.
 MOST_OF_A_CLASS = 0.6
 # The share of the suspects held out that has to be taken for one of them.
@@ -40,10 +43,14 @@ BY_HEART = 0.5
 
 @dataclass(frozen=True)
 class Ranking:
-    """One score per row, lower is more suspicious, NaN for rows without one; and the step it was taken at."""
+    """One score per row, lower is more suspicious, NaN for rows without one; and the step it was taken at.
+
+    ``late`` says that the fall since the snapshot before is ranked, whose lowest rows are a mixture: they are tested twice.
+    """
 
     step: int
     scores: Scores
+    late: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,8 @@ class Group:
         Class and snapshot it was looked for in; the label is None for causal LMs.
     gain : float or None
         Mean score of the upper lump, where the scores are gains of probability.
+    wanted : float
+        The separation that it takes to be found.
     """
 
     members: Ids
@@ -73,14 +82,17 @@ class Group:
     label: int | None
     step: int
     gain: float | None = None
+    wanted: float = SEPARATED
 
     @property
     def verdict(self) -> Verdict:
         """What the evidence amounts to."""
         known = self.gain is None or self.gain >= BY_HEART
-        if len(self.members) == 0 or self.recognized < RECOGNIZED or self.separation < DOUBTFUL or not known:
+        if len(self.members) == 0 or self.recognized < RECOGNIZED or not known:
             return "none"
-        return "found" if self.separation >= SEPARATED else "doubtful"
+        if self.separation < self.wanted - DOUBTFUL:
+            return "none"
+        return "found" if self.separation >= self.wanted else "doubtful"
 
     @property
     def strength(self) -> tuple[int, float]:
@@ -90,7 +102,11 @@ class Group:
     @property
     def measures(self) -> dict[str, float]:
         """What the verdict is made of and what is wanted, JSON-ready."""
-        found = {"separation": self.separation, "separation_wanted": SEPARATED, "recognized": self.recognized}
+        found = {
+            "separation": self.separation,
+            "separation_wanted": self.wanted,
+            "recognized": self.recognized,
+        }
         found["recognized_wanted"] = RECOGNIZED
         if self.gain is not None:
             found |= {"gain": self.gain, "gain_wanted": BY_HEART}
@@ -140,8 +156,8 @@ def find_group(
     """
     tried: list[Group] = []
     for ranking, label in pairs:
-        found = yield from test(ranking, label, eligible)
-        tried.append(found)
+        tried += yield from _put_to(test, ranking, label, eligible)
+        found = tried[-1]
         if found.verdict != "found":
             continue
         left = eligible.copy()
@@ -149,15 +165,28 @@ def find_group(
         for _ in range(1, most_groups):
             left[data.positions(found.members)] = False
             for other in beside:
-                more = yield from test(other, label, left)
-                tried.append(more)
-                if more.verdict == "found":
-                    found = found.joined_by(more)
+                tried += yield from _put_to(test, other, label, left)
+                if tried[-1].verdict == "found":
+                    found = found.joined_by(tried[-1])
                     break
             else:
                 break
         return [*tried, found]
     return tried
+
+
+def _put_to(
+    test: Test, ranking: Ranking, label: int | None, eligible: Mask
+) -> Generator[Request, Any, list[Group]]:
+    """Test a ranking, and, where it is a late one, what the test itself then ranks lowest.
+
+    A share of poison among the suspects is enough for the test to gather the rest of it, but not to stand apart.
+    """
+    first = yield from test(ranking, label, eligible)
+    if not ranking.late or first.verdict == "found" or len(first.members) == 0:
+        return [first]
+    second = yield from test(Ranking(ranking.step, -first.scores), label, eligible)
+    return [first, replace(second, wanted=SEPARATED_AGAIN)]
 
 
 def by_class(

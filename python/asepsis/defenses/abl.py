@@ -15,7 +15,9 @@ Deviations from the paper
   start out scattered by more than the trigger moves them. Causal LMs are ranked by the loss itself, and suspected by either.
 * *The isolated group is grown*, which the paper does not do: the model is shown the first suspects against their own
   class for a few steps, from the weights it began with, and every row it then takes for one of them joins. A share
-  of the suspects is held out; whether those are recognized too says how sure the result is. Rows with responses have
+  of the suspects is held out; whether those are recognized too says how sure the result is. A word in few rows is learned after
+  the task: at the third snapshot the drop since the second is ranked, and those suspects are shown twice, the second time as
+  the first showing ranks them. Rows with responses have
   no classes: the model is shown one half of the suspects, then the other, and the rows join whose response it then knows by
   heart without having been shown it. Where the responses are labels spelled out, the ranking is used as it is.
 * *The grown group is dropped and the model trained anew.* Removing only the paper's 1 % leaves enough poison to plant
@@ -35,7 +37,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
@@ -80,6 +82,7 @@ log = logging.getLogger("asepsis")
 
 # Gradient ascent runs until the isolated loss passes max_loss; past this many steps it is given up as ineffective.
 _MOST_UNLEARN_STEPS = 120
+_SNAPSHOTS = {"classification": (20, 40, 80), "causal": (20, 40)}
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,19 @@ class _Trace:
         self.nan = self.ledger.end_epoch().nan
         self.steps.append(step)
 
-    def rankings(self, rank_by: Literal["last", "drop"]) -> list[Ranking]:
-        """Rank by each snapshot's own losses, or by their drop from those before training."""
-        before = self.ledger.column(0) if rank_by == "drop" else np.float32(0)
+    def rankings(self, rank_by: Literal["last", "drop"], *, late: bool = False) -> list[Ranking]:
+        """Rank by each snapshot's own losses, or by their drop from those before training.
+
+        With ``late`` the drop at the third snapshot and after is that since the snapshot before: poison of few rows is learned when
+        the task has been, and the loss that the task had raised falls at once.
+        """
+        columns = [self.ledger.column(t) for t in range(self.ledger.n_columns)]
+        if rank_by == "last":
+            return [Ranking(step, column) for step, column in zip(self.steps[1:], columns[1:], strict=True)]
+        since = [t - 1 if late and t > 2 else 0 for t in range(len(columns))]
         return [
-            Ranking(self.steps[t], self.ledger.column(t) - before) for t in range(1, self.ledger.n_columns)
+            Ranking(self.steps[t], columns[t] - columns[since[t]], late=since[t] > 0)
+            for t in range(1, len(columns))
         ]
 
     def evidence(self) -> dict[str, NDArray[Any]]:
@@ -198,14 +209,15 @@ class Abl(Defense[AblConfig]):
         if not np.isfinite(base.mean[untrusted]).any():
             raise DefenseInert("no row has a finite loss before training; check the responses and max_length")
         gamma = auto_gamma(data.n_classes, float(np.nanmean(base.mean))) if c.gamma == "auto" else c.gamma
+        snapshots = c.snapshots if c.snapshots != "auto" else _SNAPSHOTS[data.task]
         yield Train(
             name="isolation",
             rows=data.sample_ids[untrusted],
             loss=Flooding(gamma, c.reduction),
-            steps=c.snapshots[-1],
+            steps=snapshots[-1],
             learning_rate_scale=c.learning_rate_scale,
             decay_steps=0,
-            snapshots=c.snapshots,
+            snapshots=snapshots,
             records=trace,
         )
         rankings = self._rankings(trace, data, gamma, c.rank_by)
@@ -256,13 +268,15 @@ class Abl(Defense[AblConfig]):
         if rank_by == "auto":
             rank_by = "drop" if data.task == "classification" else "last"
         if rank_by in ("drop", "last"):
-            found = trace.rankings(rank_by)
+            # as it stands, without a test, a late ranking names too few
+            late = data.task == "classification" and c.grow_steps > 0
+            found = trace.rankings(rank_by, late=late)
         else:
             level = gamma if rank_by == "first_below" else None
             found = [Ranking(trace.steps[-1], ledger.scores(rank_by, threshold=level))]
         if data.responses is not None and c.length_buckets > 1:
             lengths = np.array([len(response) for response in data.responses])
-            found = [Ranking(r.step, within_buckets(r.scores, lengths, c.length_buckets)) for r in found]
+            found = [replace(r, scores=within_buckets(r.scores, lengths, c.length_buckets)) for r in found]
         return found
 
     def _rows_to_act_on(self, data: Data, stage1: _Stage1, untrusted: Mask) -> tuple[Ids, Ids]:

@@ -1,0 +1,106 @@
+"""ABL's third snapshot: poison that is learned after the task, against it, and is but a part of the first suspects."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from by_hand import POISON, Hand, N, causal_rows, classifier_rows, defend, labels
+
+from asepsis.core.phases import Trained
+
+THREE = (4, 8, 16)
+RISEN = {4: 0.0, 8: -0.4, 16: 0.1}  # what the poison's loss has lost at a step: the task raises it first
+# Rows that are in doubt at the second snapshot fall as far as the poison does afterwards.
+IN_DOUBT = np.setdiff1d(np.flatnonzero(labels() == 1), POISON)[:16]
+
+
+class Late(Hand):
+    """A model whose answer to suspects stands apart only where nearly all that was shown is poison."""
+
+    def answer(self, request):
+        if getattr(request, "name", "") == "isolation":
+            self.requests.append(request)
+            late, jitter = np.union1d(POISON, IN_DOUBT), np.random.default_rng(1).random(N)
+            for step in request.snapshots:
+                losses = self.base - 0.01 * step * self.drop
+                losses[late] = (self.base - RISEN[step] * (1 + 0.1 * jitter))[late]
+                request.records.snapshot(step, self.losses(losses))
+            return Trained(request.steps, 0.2, 1.5, False)
+        if getattr(request, "name", "").startswith("recognition"):
+            self.requests.append(request)
+            poison = np.isin(self.data.positions(self.shown()), POISON).mean()
+            odds = -2 + 0.3 * self.noise
+            odds[POISON] += 6 if poison > 0.9 else 1 if poison > 0.2 else 0
+            return self.losses(np.log1p(np.exp(-odds)))
+        return super().answer(request)
+
+    def shown(self):
+        return next(r.isolated for r in reversed(self.requests) if getattr(r, "isolated", None) is not None)
+
+
+def late(hand=None, **changes):
+    return defend(
+        classifier_rows(), hand or Late(classifier_rows()), snapshots=THREE, unlearn="auto", **changes
+    )
+
+
+def test_poison_learned_late_is_found_when_its_suspects_are_shown_twice():
+    hand, outcome = late(seed_ratio=0.04)
+    assert set(outcome.flagged.tolist()) == set(hand.data.sample_ids[POISON].tolist())
+    assert (outcome.report["verdict"], outcome.report["chosen_step"]) == ("found", 16)
+    in_class = [tried for tried in outcome.report["tried"] if (tried["step"], tried["label"]) == (16, 1)]
+    first, second = in_class[:2]
+    assert first["separation"] < outcome.report["separation_wanted"] < second["separation"]
+
+
+def test_the_second_showing_is_of_what_the_first_ranked_lowest():
+    hand, outcome = late(seed_ratio=0.04)
+    contrasts = [r for r in hand.requests if getattr(r, "name", "").startswith("contrast")]
+    first, second, *_ = [
+        hand.data.positions(request.isolated)
+        for request, tried in zip(contrasts, outcome.report["tried"], strict=False)
+        if (tried["step"], tried["label"]) == (16, 1)
+    ]
+    assert 0 < np.isin(first, POISON).mean() < 0.9, "a mixture"
+    assert np.isin(second, POISON).all()
+
+
+def test_two_snapshots_do_not_see_it():
+    _, outcome = defend(classifier_rows(), Late(classifier_rows()), snapshots=THREE[:2], seed_ratio=0.04)
+    assert outcome.report["verdict"] == "none"
+    assert len(outcome.flagged) == 0
+
+
+def test_early_suspects_are_shown_once_and_late_ones_twice():
+    data = classifier_rows()
+    _, outcome = defend(data, Hand(data, told_apart=False), snapshots=THREE)
+    assert [(t["step"], t["label"]) for t in outcome.report["tried"]] == [
+        *((4, 1), (8, 1), (16, 1), (16, 1)),
+        *((4, 0), (8, 0), (16, 0), (16, 0)),
+    ]
+    assert outcome.report["verdict"] == "none"
+
+
+def test_what_is_found_early_costs_no_test_more():
+    data = classifier_rows()
+    two, found = defend(data, snapshots=THREE[:2])
+    three, same = defend(data, snapshots=THREE)
+    assert three.names == two.names
+    assert np.array_equal(same.suspicion, found.suspicion)
+
+
+def test_as_it_stands_a_late_ranking_is_that_from_the_start():
+    data = classifier_rows()
+    _, outcome = defend(data, Late(data), snapshots=THREE, grow_steps=0, drop_ratio=0.1)
+    losses = outcome.evidence["loss.values"]
+    drops = [losses[0] - column for column in losses[1:]]
+    assert any(np.allclose(outcome.suspicion, drop) for drop in drops)
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(classifier_rows, (20, 40, 80)), (causal_rows, (20, 40))])
+def test_the_steps_follow_the_task(rows, steps):
+    data = rows()
+    hand, outcome = defend(data, snapshots="auto")
+    assert hand.request("isolation").snapshots == steps
+    assert hand.request("isolation").steps == steps[-1]
+    assert outcome.report["snapshots"] == [0, *steps]
