@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from _abl import scan_beside_key
 
 import asepsis
 from asepsis.core.isolation import split_in_two, within_buckets
@@ -132,24 +133,14 @@ def find(args: argparse.Namespace) -> None:
             name, poisoned = case.split(":")
             data, key = scanned(args.data, name, int(poisoned), seed)
             settings = asepsis.Settings(seed=seed, max_length=64, batch_size=8, learning_rate=2e-4)
-            began = time.monotonic()
-            scan = asepsis.scan_data(data, model="demo:causal", method="abl", settings=settings)
-            seconds = round(time.monotonic() - began)
-            caught, report = scan.flagged, scan.manifest["report"]
-            line = {
-                "case": name,
-                "poisoned": int(poisoned),
-                "seed": seed,
-                "auroc": auroc(scan.suspicion, key) if key.any() else None,
-                "flagged_poison": int((caught & key).sum()),
-                "flagged_clean": int((caught & ~key).sum()),
-                "seconds": seconds,
-                "verdict": report["verdict"],
-                "tried": report["tried"],
-            }
-            with args.output.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(line, flush=True)
+            scan_beside_key(
+                data,
+                key,
+                model="demo:causal",
+                settings=settings,
+                name={"case": name},
+                output=args.output,
+            )
 
 
 def scanned(folder: Path, name: str, poisoned: int, seed: int, rows: int = 160) -> tuple[Data, np.ndarray]:
