@@ -45,7 +45,8 @@ BY_HEART = 0.5
 class Ranking:
     """One score per row, lower is more suspicious, NaN for rows without one; and the step it was taken at.
 
-    ``late`` says that the fall since the snapshot before is ranked, whose lowest rows are a mixture: they are tested twice.
+    ``late`` says that what was learned since the snapshot before is ranked. Its lowest rows are a mixture: more of them are tested, and
+    what the test makes of them is tested again.
     """
 
     step: int
@@ -219,6 +220,8 @@ def contrast(
     assert data.labels is not None
     in_class = data.labels == label
     candidates = np.flatnonzero(in_class & eligible & np.isfinite(ranking.scores))
+    if ranking.late:
+        count *= 2
     suspects = candidates[np.argsort(ranking.scores[candidates], kind="stable")][:count]
     shown, held_out = suspects[::2], suspects[1::2]
     ordinary = np.setdiff1d(np.flatnonzero(in_class & eligible), suspects)

@@ -16,8 +16,8 @@ Deviations from the paper
 * *The isolated group is grown*, which the paper does not do: the model is shown the first suspects against their own
   class for a few steps, from the weights it began with, and every row it then takes for one of them joins. A share
   of the suspects is held out; whether those are recognized too says how sure the result is. A word in few rows is learned after
-  the task: at the third snapshot the drop since the second is ranked, and those suspects are shown twice, the second time as
-  the first showing ranks them. Rows with responses have
+  the task: at a third snapshot rows are ranked by what was learned since the second, and those suspects, a mixture, are tested
+  twice, the second time as the first test ranks them. Rows with responses have
   no classes: the model is shown one half of the suspects, then the other, and the rows join whose response it then knows by
   heart without having been shown it. Where the responses are labels spelled out, the ranking is used as it is.
 * *The grown group is dropped and the model trained anew.* Removing only the paper's 1 % leaves enough poison to plant
@@ -82,7 +82,7 @@ log = logging.getLogger("asepsis")
 
 # Gradient ascent runs until the isolated loss passes max_loss; past this many steps it is given up as ineffective.
 _MOST_UNLEARN_STEPS = 120
-_SNAPSHOTS = {"classification": (20, 40, 80), "causal": (20, 40)}
+_SNAPSHOTS = {"classification": (20, 40, 120), "causal": (20, 40)}
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,16 @@ class _Trace:
     def rankings(self, rank_by: Literal["last", "drop"], *, late: bool = False) -> list[Ranking]:
         """Rank by each snapshot's own losses, or by their drop from those before training.
 
-        With ``late`` the drop at the third snapshot and after is that since the snapshot before: poison of few rows is learned when
-        the task has been, and the loss that the task had raised falls at once.
+        With ``late`` the third snapshot and those after are ranked by the rise of the label's log-odds since the one before: poison
+        of few rows is learned when the task has been, which had taken it for mislabeled. In nats of loss such rows are not to be told
+        from hard ones, that still have far to fall.
         """
         columns = [self.ledger.column(t) for t in range(self.ledger.n_columns)]
-        if rank_by == "last":
-            return [Ranking(step, column) for step, column in zip(self.steps[1:], columns[1:], strict=True)]
-        since = [t - 1 if late and t > 2 else 0 for t in range(len(columns))]
+        before = columns[0] if rank_by == "drop" else np.float32(0)
         return [
-            Ranking(self.steps[t], columns[t] - columns[since[t]], late=since[t] > 0)
+            Ranking(self.steps[t], log_odds(columns[t - 1]) - log_odds(columns[t]), late=True)
+            if late and t > 2
+            else Ranking(self.steps[t], columns[t] - before)
             for t in range(1, len(columns))
         ]
 
