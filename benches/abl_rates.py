@@ -3,8 +3,9 @@
     python benches/abl_rates.py run --grid benches/grids/sst2.yaml --data FOLDER --output FILE.jsonl --cases badnets:0.05 clean:0 --seeds 10 11
     python benches/abl_rates.py render --output FILE.jsonl
 
-The rows are the grid's: so many of FOLDER's training file as it says, drawn and poisoned by the seed. Training rows alone are
-read. Settings of ABL were chosen on seeds from 10 on, which the grid does not have. Each scan adds a line to FILE.
+The rows are the grid's: so many of FOLDER's training file as it says, drawn and poisoned by the seed; without --data the packaged
+reviews. Training rows alone are read. Settings of ABL were chosen on SST-2 rows of seeds from 10 on, which the grid does not
+have. Each scan adds a line to FILE.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from asepsis.evaluation.grid.sources import sources
 
 def run(args: argparse.Namespace) -> None:
     grid = read_grid(args.grid)
+    if args.data is None:
+        grid = replace(grid, data="packaged")
     for seed in args.seeds:
         for case in args.cases:
             attack, rate = case.split(":")
@@ -34,7 +37,12 @@ def run(args: argparse.Namespace) -> None:
                 rows.key.for_ids(rows.train.sample_ids),
                 model=grid.model,
                 settings=grid.settings_of(seed),
-                name={"case": attack, "rate": float(rate), "rows": len(rows.train)},
+                name={
+                    "text": "own" if args.data else "packaged",
+                    "case": attack,
+                    "rate": float(rate),
+                    "rows": len(rows.train),
+                },
                 output=args.output,
             )
 
@@ -42,15 +50,15 @@ def run(args: argparse.Namespace) -> None:
 def render(args: argparse.Namespace) -> None:
     lines = [json.loads(line) for line in args.output.read_text().splitlines()]
     print(
-        "| poisoned rows | seed | verdict | flagged: poison / clean | AUROC | separation, as the tests came |"
+        "| text | poisoned rows | seed | verdict | flagged: poison / clean | AUROC | separation, as the tests came |"
     )
-    print("|---|---|---|---|---|---|")
-    for line in sorted(lines, key=lambda line: (line["rate"], line["seed"])):
+    print("|---|---|---|---|---|---|---|")
+    for line in sorted(lines, key=lambda line: (line["text"], line["rate"], line["seed"])):
         tried = ", ".join(f"{test['separation']:.2f}" for test in line["tried"])
         ranked = "" if line["auroc"] is None else f"{line['auroc']:.3f}"
         flagged = f"{line['flagged_poison']} / {line['flagged_clean']}"
         print(
-            f"| {line['poisoned']} of {line['rows']:,} ({line['rate']:.0%}) | {line['seed']} | {line['verdict']} "
+            f"| {line['text']} | {line['poisoned']} of {line['rows']:,} ({line['rate']:.0%}) | {line['seed']} | {line['verdict']} "
             f"| {flagged} | {ranked} | {tried} |"
         )
 
@@ -62,7 +70,7 @@ def main() -> None:
     verbs = parser.add_subparsers(required=True)
     runs = verbs.add_parser("run")
     runs.add_argument("--grid", type=Path, required=True)
-    runs.add_argument("--data", type=Path, required=True)
+    runs.add_argument("--data", type=Path)
     runs.add_argument(
         "--cases", nargs="+", required=True, help="ATTACK:RATE, such as badnets:0.05 or clean:0"
     )
