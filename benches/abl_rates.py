@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> None:
         for case in args.cases:
             attack, rate = case.split(":")
             declared = {"attack": attack, "poison_rate": float(rate)} if float(rate) else {}
-            rows = sources(replace(grid, attacks={case: declared}), args.data, Cell(case, "abl", seed))
+            name = f"{attack}-{rate}"
+            rows = sources(replace(grid, attacks={name: declared}), args.data, Cell(name, "abl", seed))
             scan_beside_key(
                 rows.train,
                 rows.key.for_ids(rows.train.sample_ids),
