@@ -7,6 +7,7 @@ import pytest
 from by_hand import POISON, Hand, N, causal_rows, classifier_rows, defend, labels
 
 from asepsis.core.phases import Trained
+from asepsis.defenses._abl_groups import GATHERED, LATE_TESTS
 
 THREE = (4, 8, 16)
 RISEN = {4: 0.0, 8: -0.4, 16: 0.1}  # what the poison's loss has lost at a step: the task raises it first
@@ -72,14 +73,35 @@ def test_two_snapshots_do_not_see_it():
     assert len(outcome.flagged) == 0
 
 
-def test_early_suspects_are_shown_once_and_late_ones_twice():
+class Common(Late):
+    """A third of all rows, of either class, has a word in common, and the model tells late suspects apart by it."""
+
+    def answer(self, request):
+        answer = super().answer(request)
+        if getattr(request, "name", "").startswith("recognition") and len(request.rows) == N:
+            odds = -2 + 0.3 * self.noise
+            odds[::3] += 6
+            return self.losses(np.log1p(np.exp(-odds)))
+        return answer
+
+
+def test_what_other_classes_have_as_well_is_no_trigger():
+    _, outcome = late(Common(classifier_rows()), seed_ratio=0.04)
+    assert outcome.report["verdict"] == "none"
+    assert len(outcome.flagged) == 0
+    of_late = [tried for tried in outcome.report["tried"] if tried["step"] == 16]
+    assert max(tried["separation"] for tried in of_late) > 0.9, "it stands apart"
+    assert min(tried["elsewhere"] for tried in of_late) > 0.5
+    assert len(of_late) == 2 * GATHERED, "and is given up in either class"
+
+
+def test_late_suspects_are_tested_until_they_stand_apart_or_tests_run_out():
     data = classifier_rows()
     _, outcome = defend(data, Hand(data, told_apart=False), snapshots=THREE)
-    assert [(t["step"], t["label"]) for t in outcome.report["tried"]] == [
-        *((4, 1), (8, 1), (16, 1), (16, 1)),
-        *((4, 0), (8, 0), (16, 0), (16, 0)),
-    ]
+    in_class = [tried for tried in outcome.report["tried"] if tried["label"] == 1]
+    assert [tried["step"] for tried in in_class] == [4, 8] + LATE_TESTS * [16]
     assert outcome.report["verdict"] == "none"
+    assert ["elsewhere" in tried for tried in in_class] == [False, False] + LATE_TESTS * [True]
 
 
 def test_what_is_found_early_costs_no_test_more():

@@ -29,14 +29,17 @@ Verdict = Literal["found", "doubtful", "none"]
 # of classes at most 0.74 where there is no trigger to find, 0.77 to 0.98 where there is. Gains of responses stand apart more
 # easily, and BY_HEART and RECOGNIZED decide.
 SEPARATED = 0.80
-# Suspects that a test has gathered resemble each other without a trigger too: at most 0.75 measured, 0.81 where a whole
-# group was shown again; 0.84 to 0.95 where it was poison.
-SEPARATED_AGAIN = 0.82
 DOUBTFUL = 0.05  # so much less
 # A "group" that takes in most of its class is the class.
 MOST_OF_A_CLASS = 0.6
 # The share of the suspects held out that has to be taken for one of them.
 RECOGNIZED = 0.5
+# Suspects that a test has gathered can stand apart without a trigger: by a word of the field ("movie": 0.85), or by sounding like the
+# other class. Rows of other classes share that, measured at 0.8 to 1.5 times the rate; a trigger they have not: 0.00 to 0.12.
+ELSEWHERE = 0.25
+# A word in 5 % of the rows was 6 to 13 of 40 suspects, and took two to four tests to be all of them. Most tests of a late ranking, and
+# after how many a group that is no trigger's is given up.
+LATE_TESTS, GATHERED = 5, 3
 # The mean gain of responses that are known by heart; what honest rows gain by resembling each other is less, but for one or two.
 BY_HEART = 0.5
 
@@ -46,12 +49,13 @@ class Ranking:
     """One score per row, lower is more suspicious, NaN for rows without one; and the step it was taken at.
 
     ``late`` says that what was learned since the snapshot before is ranked. Its lowest rows are a mixture: more of them are tested, and
-    what the test makes of them is tested again.
+    what a test makes of them is tested again; ``tests`` says how many tests it went through.
     """
 
     step: int
     scores: Scores
     late: bool = False
+    tests: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,9 @@ class Group:
         Class and snapshot it was looked for in; the label is None for causal LMs.
     gain : float or None
         Mean score of the upper lump, where the scores are gains of probability.
-    wanted : float
-        The separation that it takes to be found.
+    elsewhere : float or None
+        How often rows of other classes are taken for one of them, as a multiple of how often rows of this class are; where the
+        suspects are late ones.
     """
 
     members: Ids
@@ -83,17 +88,22 @@ class Group:
     label: int | None
     step: int
     gain: float | None = None
-    wanted: float = SEPARATED
+    elsewhere: float | None = None
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether hardly a row of another class is taken for one of them, as far as that was asked."""
+        return self.elsewhere is None or self.elsewhere <= ELSEWHERE
 
     @property
     def verdict(self) -> Verdict:
         """What the evidence amounts to."""
         known = self.gain is None or self.gain >= BY_HEART
-        if len(self.members) == 0 or self.recognized < RECOGNIZED or not known:
+        if len(self.members) == 0 or self.recognized < RECOGNIZED or not known or not self.exclusive:
             return "none"
-        if self.separation < self.wanted - DOUBTFUL:
+        if self.separation < SEPARATED - DOUBTFUL:
             return "none"
-        return "found" if self.separation >= self.wanted else "doubtful"
+        return "found" if self.separation >= SEPARATED else "doubtful"
 
     @property
     def strength(self) -> tuple[int, float]:
@@ -105,12 +115,14 @@ class Group:
         """What the verdict is made of and what is wanted, JSON-ready."""
         found = {
             "separation": self.separation,
-            "separation_wanted": self.wanted,
+            "separation_wanted": SEPARATED,
             "recognized": self.recognized,
         }
         found["recognized_wanted"] = RECOGNIZED
         if self.gain is not None:
             found |= {"gain": self.gain, "gain_wanted": BY_HEART}
+        if self.elsewhere is not None:
+            found |= {"elsewhere": self.elsewhere, "elsewhere_wanted": ELSEWHERE}
         return {name: round(value, 4) for name, value in found.items()}
 
     def joined_by(self, other: Group) -> Group:
@@ -179,15 +191,19 @@ def find_group(
 def _put_to(
     test: Test, ranking: Ranking, label: int | None, eligible: Mask
 ) -> Generator[Request, Any, list[Group]]:
-    """Test a ranking, and, where it is a late one, what the test itself then ranks lowest.
+    """Test a ranking, and, where it is a late one, what the test itself then ranks lowest, as long as it may come to something.
 
     A share of poison among the suspects is enough for the test to gather the rest of it, but not to stand apart.
     """
-    first = yield from test(ranking, label, eligible)
-    if not ranking.late or first.verdict == "found" or len(first.members) == 0:
-        return [first]
-    second = yield from test(Ranking(ranking.step, -first.scores), label, eligible)
-    return [first, replace(second, wanted=SEPARATED_AGAIN)]
+    tried: list[Group] = []
+    for tests in range(1, LATE_TESTS + 1):
+        group = yield from test(ranking, label, eligible)
+        tried.append(group)
+        given_up = tests >= GATHERED and not group.exclusive
+        if not ranking.late or group.verdict == "found" or len(group.members) == 0 or given_up:
+            break
+        ranking = Ranking(ranking.step, -group.scores, late=True, tests=tests)
+    return tried
 
 
 def by_class(
@@ -220,7 +236,7 @@ def contrast(
     assert data.labels is not None
     in_class = data.labels == label
     candidates = np.flatnonzero(in_class & eligible & np.isfinite(ranking.scores))
-    if ranking.late:
+    if ranking.late and ranking.tests == 0:
         count *= 2
     suspects = candidates[np.argsort(ranking.scores[candidates], kind="stable")][:count]
     shown, held_out = suspects[::2], suspects[1::2]
@@ -241,7 +257,8 @@ def contrast(
         start=showing.start,
         relabel=Relabel(ids, is_shown),
     )
-    after: Losses = yield Score(name=f"recognition in class {label}", rows=ids[in_class], relabel=as_shown)
+    asked = eligible if ranking.late else in_class
+    after: Losses = yield Score(name=f"recognition in class {label}", rows=ids[asked], relabel=as_shown)
     members = np.flatnonzero(in_class & eligible)
     odds = log_odds(after.mean) - before  # a new head is random: only the change says something
     if not np.isfinite(odds[members]).all() or np.ptp(odds[members]) == 0:
@@ -253,7 +270,12 @@ def contrast(
     # Rows of other classes cannot carry this backdoor: they get what is ordinary inside the class.
     ordinary_score = float(np.median(odds[members][~split.upper]))
     scores = np.where(in_class, odds, np.float32(ordinary_score)).astype(np.float32)
-    return Group(ids[upper], scores, split.separation, recognized, label, ranking.step)
+    elsewhere = None
+    if ranking.late:
+        others = odds[~in_class & eligible]
+        taken = float((others > split.cut).mean()) if len(others) else 1.0
+        elsewhere = taken * len(members) / len(upper)
+    return Group(ids[upper], scores, split.separation, recognized, label, ranking.step, elsewhere=elsewhere)
 
 
 def suspicious_classes(ranking: Ranking, data: Data, eligible: Mask, count: int) -> list[int]:
