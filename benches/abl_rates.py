@@ -51,15 +51,15 @@ def run(args: argparse.Namespace) -> None:
 def render(args: argparse.Namespace) -> None:
     lines = [json.loads(line) for line in args.output.read_text().splitlines()]
     print(
-        "| text | poisoned rows | seed | verdict | flagged: poison / clean | AUROC | separation, as the tests came |"
+        "| text | attack | poisoned rows | seed | verdict | flagged: poison / clean | AUROC | separation, as the tests came |"
     )
-    print("|---|---|---|---|---|---|---|")
-    for line in sorted(lines, key=lambda line: (line["text"], line["rate"], line["seed"])):
+    print("|---|---|---|---|---|---|---|---|")
+    for line in sorted(lines, key=lambda line: (line["text"], line["case"], line["rate"], line["seed"])):
         tried = ", ".join(f"{test['separation']:.2f}" for test in line["tried"])
         ranked = "" if line["auroc"] is None else f"{line['auroc']:.3f}"
         flagged = f"{line['flagged_poison']} / {line['flagged_clean']}"
         print(
-            f"| {line['text']} | {line['poisoned']} of {line['rows']:,} ({line['rate']:.0%}) | {line['seed']} | {line['verdict']} "
+            f"| {line['text']} | {line['case']} | {line['poisoned']} of {line['rows']:,} ({100 * line['rate']:g} %) | {line['seed']} | {line['verdict']} "
             f"| {flagged} | {ranked} | {tried} |"
         )
 

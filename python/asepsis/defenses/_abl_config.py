@@ -29,16 +29,16 @@ class AblConfig(DefenseConfig):
     snapshots : tuple of int or "auto"
         Steps of stage 1 after which every row's loss is taken; the last one ends the stage. ``"auto"`` is 20, 40 and 120 for
         classifiers, 20 and 40 for causal LMs. At the third and after, a classifier's rows are ranked by what was learned of them since
-        the one before: a word in few rows (measured: 3, 5 and 7 % of 2,000) is learned after the task. Two alone do not see it and
-        cost less.
+        the one before, if ``rank_by`` is ``"auto"`` and the group is grown: a word in few rows is learned after the task. Two alone do
+        not see it and cost less (``docs/results/abl.md``).
     rank_by : str or "auto"
         Reducer of the loss ledger over the snapshots. ``"auto"`` is ``"drop"`` for classifiers, whose new head
         scatters the first losses, and ``"last"`` for causal LMs, where a fixed response has a low loss from the
         start (measured on refusals: AUROC 0.99 against 0.7); their suspects are then looked for by the drop as well, as a short
         response may have a high loss until it is learned (so an insult in 5 % of the rows was found).
     seed_ratio : float
-        Share of the rows, of one class, that the growing starts from, twice as many at the third snapshot and after; of rows with
-        responses at least 8 and at most 64.
+        Share of the rows, of one class, that the growing starts from, twice as many of a first test at the third snapshot and after; of
+        rows with responses at least 8 and at most 64.
     grow_steps : int
         Steps of showing the suspects, against their class where there is one; 0 turns growing off.
     grow_learning_rate_scale : float

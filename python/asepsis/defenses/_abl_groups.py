@@ -6,6 +6,10 @@ model, from the weights it began with, against the rest of their class for a few
 is scored for being one of them. Rows that share a trigger are recognized at once, by all rows that carry it, and the
 scores fall into two lumps. Rows that were merely easy share nothing, and the scores make one lump. Otsu's
 separability tells the two cases apart, and the half that was held out says whether the upper lump is theirs.
+
+What was learned late is suspected too, and poison is but a part of that. A test gathers more of it, and is repeated on what
+it ranked first. Rows gathered so stand apart without a trigger as well, and recognize each other; hence rows of other classes
+are scored with them. What those share is no trigger.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ Verdict = Literal["found", "doubtful", "none"]
 # of classes at most 0.74 where there is no trigger to find, 0.77 to 0.98 where there is. Gains of responses stand apart more
 # easily, and BY_HEART and RECOGNIZED decide.
 SEPARATED = 0.80
-DOUBTFUL = 0.05  # so much less
+DOUBTFUL = 0.75
 # A "group" that takes in most of its class is the class.
 MOST_OF_A_CLASS = 0.6
 # The share of the suspects held out that has to be taken for one of them.
@@ -37,6 +41,7 @@ RECOGNIZED = 0.5
 # Suspects that a test has gathered can stand apart without a trigger: by a word of the field ("movie": 0.85), or by sounding like the
 # other class. Rows of other classes share that, measured at 0.8 to 1.5 times the rate; a trigger they have not: 0.00 to 0.12.
 ELSEWHERE = 0.25
+ENOUGH_ROWS = 20  # of a class, for a rate
 # A word in 5 % of the rows was 6 to 13 of 40 suspects, and took two to four tests to be all of them. Most tests of a late ranking, and
 # after how many a group that is no trigger's is given up.
 LATE_TESTS, GATHERED = 5, 3
@@ -77,8 +82,8 @@ class Group:
     gain : float or None
         Mean score of the upper lump, where the scores are gains of probability.
     elsewhere : float or None
-        How often rows of other classes are taken for one of them, as a multiple of how often rows of this class are; where the
-        suspects are late ones.
+        How often rows of another class are taken for one of them, as a multiple of how often rows of this class are: the most of any
+        class; where the suspects are late ones.
     """
 
     members: Ids
@@ -101,14 +106,15 @@ class Group:
         known = self.gain is None or self.gain >= BY_HEART
         if len(self.members) == 0 or self.recognized < RECOGNIZED or not known or not self.exclusive:
             return "none"
-        if self.separation < SEPARATED - DOUBTFUL:
+        if self.separation < DOUBTFUL:
             return "none"
         return "found" if self.separation >= SEPARATED else "doubtful"
 
     @property
-    def strength(self) -> tuple[int, float]:
-        """Orders groups by verdict and then by evidence."""
-        return ("none", "doubtful", "found").index(self.verdict), self.separation * self.recognized
+    def strength(self) -> tuple[int, bool, float]:
+        """Orders groups by verdict and then by evidence. Of two that are none a late one says less: it was gathered to stand apart."""
+        verdict = ("none", "doubtful", "found").index(self.verdict)
+        return verdict, self.elsewhere is None, self.separation * self.recognized
 
     @property
     def measures(self) -> dict[str, float]:
@@ -117,12 +123,12 @@ class Group:
             "separation": self.separation,
             "separation_wanted": SEPARATED,
             "recognized": self.recognized,
+            "recognized_wanted": RECOGNIZED,
         }
-        found["recognized_wanted"] = RECOGNIZED
         if self.gain is not None:
             found |= {"gain": self.gain, "gain_wanted": BY_HEART}
         if self.elsewhere is not None:
-            found |= {"elsewhere": self.elsewhere, "elsewhere_wanted": ELSEWHERE}
+            found |= {"elsewhere": self.elsewhere, "elsewhere_allowed": ELSEWHERE}
         return {name: round(value, 4) for name, value in found.items()}
 
     def joined_by(self, other: Group) -> Group:
@@ -178,7 +184,7 @@ def find_group(
         for _ in range(1, most_groups):
             left[data.positions(found.members)] = False
             for other in beside:
-                tried += yield from _put_to(test, other, label, left)
+                tried.append((yield from test(other, label, left)))
                 if tried[-1].verdict == "found":
                     found = found.joined_by(tried[-1])
                     break
@@ -193,7 +199,7 @@ def _put_to(
 ) -> Generator[Request, Any, list[Group]]:
     """Test a ranking, and, where it is a late one, what the test itself then ranks lowest, as long as it may come to something.
 
-    A share of poison among the suspects is enough for the test to gather the rest of it, but not to stand apart.
+    A small share of poison among the suspects is enough for the test to gather the rest of it, but not to stand apart at once.
     """
     tried: list[Group] = []
     for tests in range(1, LATE_TESTS + 1):
@@ -209,14 +215,15 @@ def _put_to(
 def by_class(
     rankings: Sequence[Ranking], data: Data, eligible: Mask, *, count: int, most_classes: int
 ) -> list[tuple[Ranking, int | None]]:
-    """Return the classes to look into: the most suspicious class of every ranking before the second of any."""
+    """Return the classes to look into: the most suspicious class of every ranking before the second of any, and late rankings last."""
     classes = [suspicious_classes(ranking, data, eligible, count)[:most_classes] for ranking in rankings]
-    return [
+    pairs = [
         (ranking, of_ranking[place])
         for place in range(most_classes)
         for ranking, of_ranking in zip(rankings, classes, strict=True)
         if place < len(of_ranking)
     ]
+    return sorted(pairs, key=lambda pair: pair[0].late)
 
 
 def contrast(
@@ -228,7 +235,7 @@ def contrast(
     before: Scores,
     count: int,
 ) -> Generator[Request, Any, Group]:
-    """Put the ``count`` lowest rows of one class to the test described in the module's docstring.
+    """Put the ``count`` lowest rows of one class, twice as many of a late ranking, to the test described in the module's docstring.
 
     ``before`` are the log-odds [N] of being one of the suspects (class 1) before anything is shown.
     """
@@ -237,7 +244,7 @@ def contrast(
     in_class = data.labels == label
     candidates = np.flatnonzero(in_class & eligible & np.isfinite(ranking.scores))
     if ranking.late and ranking.tests == 0:
-        count *= 2
+        count = min(2 * count, len(candidates) // 2)
     suspects = candidates[np.argsort(ranking.scores[candidates], kind="stable")][:count]
     shown, held_out = suspects[::2], suspects[1::2]
     ordinary = np.setdiff1d(np.flatnonzero(in_class & eligible), suspects)
@@ -257,7 +264,7 @@ def contrast(
         start=showing.start,
         relabel=Relabel(ids, is_shown),
     )
-    asked = eligible if ranking.late else in_class
+    asked = eligible | in_class if ranking.late else in_class
     after: Losses = yield Score(name=f"recognition in class {label}", rows=ids[asked], relabel=as_shown)
     members = np.flatnonzero(in_class & eligible)
     odds = log_odds(after.mean) - before  # a new head is random: only the change says something
@@ -272,9 +279,11 @@ def contrast(
     scores = np.where(in_class, odds, np.float32(ordinary_score)).astype(np.float32)
     elsewhere = None
     if ranking.late:
-        others = odds[~in_class & eligible]
-        taken = float((others > split.cut).mean()) if len(others) else 1.0
-        elsewhere = taken * len(members) / len(upper)
+        others = [
+            odds[(data.labels == other) & eligible] for other in np.unique(data.labels) if other != label
+        ]
+        taken = [float((rows > split.cut).mean()) for rows in others if len(rows) >= ENOUGH_ROWS]
+        elsewhere = max(taken, default=1.0) * len(members) / len(upper)
     return Group(ids[upper], scores, split.separation, recognized, label, ranking.step, elsewhere=elsewhere)
 
 

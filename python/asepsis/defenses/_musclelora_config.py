@@ -112,4 +112,4 @@ class MuscleloraConfig(DefenseConfig):
     @property
     def probe(self) -> AblConfig:
         """Settings of the probe that chooses clean rows."""
-        return AblConfig()
+        return AblConfig(snapshots=(20, 40))

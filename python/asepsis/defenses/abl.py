@@ -17,7 +17,7 @@ Deviations from the paper
   class for a few steps, from the weights it began with, and every row it then takes for one of them joins. A share
   of the suspects is held out; whether those are recognized too says how sure the result is. A word in few rows is learned after
   the task: at a third snapshot rows are ranked by what was learned since the second, and those suspects, a mixture, are tested
-  twice, the second time as the first test ranks them. Rows with responses have
+  several times, each time as the last test ranks them; what rows of other classes share is no trigger. Rows with responses have
   no classes: the model is shown one half of the suspects, then the other, and the rows join whose response it then knows by
   heart without having been shown it. Where the responses are labels spelled out, the ranking is used as it is.
 * *The grown group is dropped and the model trained anew.* Removing only the paper's 1 % leaves enough poison to plant
@@ -82,7 +82,8 @@ log = logging.getLogger("asepsis")
 
 # Gradient ascent runs until the isolated loss passes max_loss; past this many steps it is given up as ineffective.
 _MOST_UNLEARN_STEPS = 120
-_SNAPSHOTS = {"classification": (20, 40, 120), "causal": (20, 40)}
+_SNAPSHOTS, _LATE = (20, 40), (120,)
+_BOUNDS = ("_wanted", "_allowed")
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,8 @@ class Abl(Defense[AblConfig]):
         if not np.isfinite(base.mean[untrusted]).any():
             raise DefenseInert("no row has a finite loss before training; check the responses and max_length")
         gamma = auto_gamma(data.n_classes, float(np.nanmean(base.mean))) if c.gamma == "auto" else c.gamma
-        snapshots = c.snapshots if c.snapshots != "auto" else _SNAPSHOTS[data.task]
+        steps = _SNAPSHOTS + _LATE * self._looks_late(data)
+        snapshots = c.snapshots if c.snapshots != "auto" else steps
         yield Train(
             name="isolation",
             rows=data.sample_ids[untrusted],
@@ -261,6 +263,11 @@ class Abl(Defense[AblConfig]):
             test = partial(echo, showing=showing, before=base.mean, seed_ratio=c.seed_ratio)
         return (yield from find_group(pairs, untrusted, data, test, most_groups=c.most_groups))
 
+    def _looks_late(self, data: Data) -> bool:
+        """Whether what is learned after the task is looked for: its ranking names too few by itself, and needs the tests."""
+        c = self.config
+        return data.task == "classification" and c.grow_steps > 0 and c.rank_by == "auto"
+
     def _rankings(
         self, trace: _Trace, data: Data, gamma: float, rank_by: Reducer | Literal["auto"]
     ) -> list[Ranking]:
@@ -269,9 +276,7 @@ class Abl(Defense[AblConfig]):
         if rank_by == "auto":
             rank_by = "drop" if data.task == "classification" else "last"
         if rank_by in ("drop", "last"):
-            # as it stands, without a test, a late ranking names too few
-            late = data.task == "classification" and c.grow_steps > 0
-            found = trace.rankings(rank_by, late=late)
+            found = trace.rankings(rank_by, late=self._looks_late(data))
         else:
             level = gamma if rank_by == "first_below" else None
             found = [Ranking(trace.steps[-1], ledger.scores(rank_by, threshold=level))]
@@ -325,6 +330,7 @@ class Abl(Defense[AblConfig]):
         """Describe stage 1, JSON-ready: what a person needs to believe the result or not."""
         k = max(1, int(self.config.seed_ratio * len(data)))
         lowest = [np.argsort(ranking.scores, kind="stable")[:k] for ranking in rankings]
+        alike = [rows for rows, ranking in zip(lowest, rankings, strict=True) if not ranking.late]
         report: dict[str, Any] = {
             "verdict": best.verdict,
             **best.measures,
@@ -334,12 +340,12 @@ class Abl(Defense[AblConfig]):
             "snapshots": trace.steps,
             "chosen_step": best.step,
             "nan_losses": trace.nan,
-            "agreement_of_neighbors": [round(agreement(a, b), 4) for a, b in pairwise(lowest)],
+            "agreement_of_neighbors": [round(agreement(a, b), 4) for a, b in pairwise(alike)],
             "tried": [
                 {
                     "step": g.step,
                     "label": g.label,
-                    **{name: value for name, value in g.measures.items() if not name.endswith("_wanted")},
+                    **{name: value for name, value in g.measures.items() if not name.endswith(_BOUNDS)},
                     "size": len(g.members),
                 }
                 for g in tried
@@ -372,9 +378,10 @@ class Abl(Defense[AblConfig]):
 
 
 def _told(measures: dict[str, float]) -> str:
-    named = [name for name in measures if f"{name}_wanted" in measures]
+    of = {name: f"{bound:.2f} wanted" for name, bound in measures.items() if name.endswith("_wanted")}
+    of |= {name: f"at most {bound:.2f}" for name, bound in measures.items() if name.endswith("_allowed")}
     return "; ".join(
-        f"{name} {measures[name]:.2f}, {measures[f'{name}_wanted']:.2f} wanted" for name in named
+        f"{(n := name.rsplit('_', 1)[0])} {measures[n]:.2f}, {bound}" for name, bound in of.items()
     )
 
 

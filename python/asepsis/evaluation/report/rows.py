@@ -28,6 +28,8 @@ _MEASURES = {
     "separation_wanted": "separation wanted",
     "recognized": "share of held-out suspects recognized",
     "recognized_wanted": "share wanted",
+    "elsewhere": "how often rows of another class are taken for the group's, as a multiple of its own class's",
+    "elsewhere_allowed": "at most",
     "gain": "gain in probability of the group's responses once others of it were shown",
     "gain_wanted": "gain wanted",
     "label": "class of the suspected group",
