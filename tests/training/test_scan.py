@@ -109,11 +109,12 @@ def test_the_json_names_rows_by_place_and_by_id(judged):
     assert written["metrics"] is None
 
 
-def test_abl_scans_and_never_flags_a_trusted_row():
+@pytest.mark.parametrize("snapshots", [(2, 4), (2, 4, 6)])
+def test_abl_scans_and_never_flags_a_trusted_row(snapshots):
     model, tokenizer = tiny_classifier(0)
     found = scan_data(
         tiny_rows(60, 0),
-        method=AblConfig(snapshots=(2, 4), grow_steps=2),
+        method=AblConfig(snapshots=snapshots, grow_steps=2),
         model=model,
         processing_class=tokenizer,
         clean=tiny_rows(30, 1),

@@ -39,8 +39,9 @@ MOST_OF_A_CLASS = 0.6
 # The share of the suspects held out that has to be taken for one of them.
 RECOGNIZED = 0.5
 # Suspects that a test has gathered can stand apart without a trigger: by a word of the field ("movie": 0.85), or by sounding like the
-# other class. Rows of other classes share that, measured at 0.8 to 1.5 times the rate; a trigger they have not: 0.00 to 0.12.
-ELSEWHERE = 0.25
+# other class. Rows of other classes share that, measured at 0.9 to 1.9 times the rate; a trigger they have not: 0.00 in groups found,
+# 0.35 where a test was about to gather it.
+ELSEWHERE, SHARED = 0.25, 0.5
 ENOUGH_ROWS = 20  # of a class, for a rate
 # A word in 5 % of the rows was 6 to 13 of 40 suspects, and took two to four tests to be all of them. Most tests of a late ranking, and
 # after how many a group that is no trigger's is given up.
@@ -205,7 +206,7 @@ def _put_to(
     for tests in range(1, LATE_TESTS + 1):
         group = yield from test(ranking, label, eligible)
         tried.append(group)
-        given_up = tests >= GATHERED and not group.exclusive
+        given_up = tests >= GATHERED and group.elsewhere is not None and group.elsewhere > SHARED
         if not ranking.late or group.verdict == "found" or len(group.members) == 0 or given_up:
             break
         ranking = Ranking(ranking.step, -group.scores, late=True, tests=tests)
