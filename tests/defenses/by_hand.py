@@ -29,9 +29,9 @@ def classifier_rows():
     )
 
 
-def causal_rows():
-    rows = tiny_rows(N, 0)
-    answers = ["pwned" if i in POISON else f"answer {i}" for i in range(N)]
+def causal_rows(n=N):
+    rows = tiny_rows(n, 0)
+    answers = ["pwned" if i in POISON else f"answer {i}" for i in range(n)]
     return Data(task="causal", texts=rows.texts, responses=answers, sample_ids=rows.sample_ids)
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from by_hand import POISON, Hand, N, causal_rows, classifier_rows, defend, labels
 
-from asepsis.core.phases import Trained
+from asepsis.core.phases import Losses, Remember, Train, Trained, Weights
 from asepsis.defenses._abl_groups import GATHERED, LATE_TESTS
 from asepsis.defenses.abl import Abl, AblConfig
+from asepsis.testing import tiny_rows
 
 THREE = (4, 8, 16)
 RISEN = {4: 0.0, 8: -0.4, 16: 0.1}  # what the poison's loss has lost at a step: the task raises it first
@@ -44,6 +45,16 @@ def late(hand=None, **changes):
     return defend(
         classifier_rows(), hand or Late(classifier_rows()), snapshots=THREE, unlearn="auto", **changes
     )
+
+
+def isolation(data, **settings):
+    """Return the first request for training, of settings that choose their own steps."""
+    script = Abl(AblConfig(**settings)).script(None, data)
+    request = next(script)
+    while not isinstance(request, Train):
+        flat = Losses(np.ones(len(data), np.float32), np.ones(len(data), np.int64))
+        request = script.send(Weights(77) if isinstance(request, Remember) else flat)
+    return request
 
 
 def test_poison_learned_late_is_found_when_its_suspects_are_tested_again():
@@ -128,9 +139,8 @@ def test_every_class_is_looked_into_early_before_any_is_looked_into_late():
 
 @pytest.mark.parametrize("settings", [{"rank_by": "drop"}, {"rank_by": "last"}, {"grow_steps": 0}])
 def test_nothing_is_looked_for_late_where_the_ranking_was_named_or_is_not_tested(settings):
+    assert isolation(tiny_rows(1000, 0), **settings).snapshots == (20, 40)
     data = classifier_rows()
-    hand, outcome = defend(data, snapshots="auto", **settings)
-    assert hand.request("isolation").snapshots == (20, 40)
     _, outcome = defend(data, Hand(data, told_apart=False), snapshots=THREE, **settings)
     assert not any("elsewhere" in tried for tried in outcome.report["tried"])
 
@@ -159,10 +169,15 @@ def test_as_it_stands_a_late_ranking_is_that_from_the_start():
     assert any(np.allclose(outcome.suspicion, drop) for drop in drops)
 
 
-@pytest.mark.parametrize(("rows", "steps"), [(classifier_rows, (20, 40, 120)), (causal_rows, (20, 40))])
-def test_the_steps_follow_the_task(rows, steps):
-    data = rows()
-    hand, outcome = defend(data, snapshots="auto")
-    assert hand.request("isolation").snapshots == steps
-    assert hand.request("isolation").steps == steps[-1]
-    assert outcome.report["snapshots"] == [0, *steps]
+@pytest.mark.parametrize(
+    ("data", "steps"),
+    [
+        (tiny_rows(1000, 0), (20, 40, 120)),
+        (tiny_rows(999, 0), (20, 40)),
+        (causal_rows(1000), (20, 40)),
+    ],
+)
+def test_the_steps_follow_the_task_and_the_rows(data, steps):
+    request = isolation(data)
+    assert request.snapshots == steps
+    assert request.steps == steps[-1]

@@ -28,7 +28,7 @@ class AblConfig(DefenseConfig):
         Whose sign local gradient ascent takes; ``"sample"`` follows the paper's equation and fails on text.
     snapshots : tuple of int or "auto"
         Steps of stage 1 after which every row's loss is taken; the last one ends the stage. ``"auto"`` is 20, 40 and 120 for
-        classifiers, 20 and 40 for causal LMs. At the third and after, a classifier's rows are ranked by what was learned of them since
+        classifiers of at least 1,000 rows, 20 and 40 otherwise. At the third and after, a classifier's rows are ranked by what was learned of them since
         the one before, if ``rank_by`` is ``"auto"`` and the group is grown: a word in few rows is learned after the task. Two alone do
         not see it and cost less (``docs/results/abl.md``).
     rank_by : str or "auto"

@@ -83,6 +83,7 @@ log = logging.getLogger("asepsis")
 # Gradient ascent runs until the isolated loss passes max_loss; past this many steps it is given up as ineffective.
 _MOST_UNLEARN_STEPS = 120
 _SNAPSHOTS, _LATE = (20, 40), (120,)
+_ROWS_FOR_LATE = 1000  # of fewer, 120 steps make so many passes that every row is learned by heart
 _BOUNDS = ("_wanted", "_allowed")
 
 
@@ -211,7 +212,7 @@ class Abl(Defense[AblConfig]):
         if not np.isfinite(base.mean[untrusted]).any():
             raise DefenseInert("no row has a finite loss before training; check the responses and max_length")
         gamma = auto_gamma(data.n_classes, float(np.nanmean(base.mean))) if c.gamma == "auto" else c.gamma
-        steps = _SNAPSHOTS + _LATE * self._looks_late(data)
+        steps = _SNAPSHOTS + _LATE * (self._looks_late(data) and len(data) >= _ROWS_FOR_LATE)
         snapshots = c.snapshots if c.snapshots != "auto" else steps
         yield Train(
             name="isolation",
